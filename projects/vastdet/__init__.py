@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Detectron2 plugin: import it to register the parts, then call `add_vastdet_config`."""
+
+from vastdet import backbones, data, evaluation, models  # noqa: F401  (imports register the parts)
+from vastdet.config import add_vastdet_config
+from vastdet.version import __version__
+
+__all__ = ["__version__", "add_vastdet_config"]

@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Architectures: importing this package registers each with Detectron2's META_ARCH_REGISTRY."""
+
+from collections.abc import Callable
+
+from detectron2.config import CfgNode
+
+# One entry an architecture: the function of its config.py that adds its node.
+ARCHITECTURE_CONFIGS: tuple[Callable[[CfgNode], None], ...] = ()

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Build of the `vastdet` package: sources in projects/, YAML configs as package data."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+VERSION = re.search(
+    r'__version__ = "([^"]+)"', (ROOT / "projects/vastdet/version.py").read_text("utf-8")
+).group(1)
+
+# Lower bounds are what the code needs; the exact versions that CI tests are in constraints.txt.
+# Detectron2 is not listed: it is on no package index under its own name (README, "Install").
+REQUIREMENTS = [
+    "torch>=2.4",
+    "torchvision>=0.19",
+    "numpy>=1.26",
+    "pillow>=10.0",
+    "fvcore>=0.1.5.post20221221",
+    "iopath>=0.1.9",
+    "omegaconf>=2.1,<2.4",
+    "hydra-core>=1.1",
+    "pycocotools>=2.0.7",
+    "cloudpickle",
+    "tabulate",
+    "termcolor",
+    "yacs>=0.1.8",
+    "tensorboard",
+    "matplotlib",
+    "tqdm",
+    "packaging",
+    "setuptools<81",  # Detectron2 imports pkg_resources
+    "timm>=1.0.9",
+    "scipy>=1.11",
+    "safetensors>=0.4",
+    "hotcoco>=1.3",
+    "opencv-contrib-python-headless>=4.8",
+    "rich>=13",
+]
+
+
+def extensions() -> list:
+    """Native extensions of the package: none until `layers/csrc` holds sources."""
+    return []
+
+
+setup(
+    name="vastdet",
+    version=VERSION,
+    description="Object detection from Fast R-CNN to 13,204 categories, as a Detectron2 plugin",
+    long_description=(ROOT / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    # configs/ stays at the top of the repository, where Detectron2 users look for it, and is
+    # installed as the data package vastdet.configs.
+    package_dir={"": "projects", "vastdet.configs": "configs"},
+    packages=[*find_packages("projects"), "vastdet.configs"],
+    package_data={
+        "vastdet.configs": ["**/*.yaml"],
+        "vastdet": ["**/*.html", "**/*.css", "**/*.js"],
+    },
+    install_requires=REQUIREMENTS,
+    extras_require={"dev": ["pytest", "ruff", "mypy", "codespell"]},
+    ext_modules=extensions(),
+    zip_safe=False,
+)
