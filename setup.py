@@ -63,7 +63,7 @@ setup(
         "vastdet": ["**/*.html", "**/*.css", "**/*.js"],
     },
     install_requires=REQUIREMENTS,
-    extras_require={"dev": ["pytest", "ruff", "mypy", "codespell"]},
+    extras_require={"dev": ["pytest", "pytest-xdist", "ruff", "mypy", "codespell"]},
     ext_modules=extensions(),
     zip_safe=False,
 )

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make demo` and `make test` each do all the set-up they need; a second run reuses the environment.
+VENV ?= .venv
+PYTHON ?= python3
+export VENV PYTHON
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO_OUTPUT ?= output/demo
+JOBS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint format types ci clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## make .venv with everything that the other targets need
+
+$(READY): constraints.txt setup.py tools/setup_environment.sh tools/install_detectron2.py
+	@bash tools/setup_environment.sh
+
+demo: $(READY)  ## train a detector on generated scenes, score it, write a page of results
+	@$(BIN)/python tools/run_demo.py --output $(DEMO_OUTPUT)
+
+test: $(READY)  ## run all tests
+	@$(BIN)/python -m pytest -n $(JOBS)
+
+test-fast: $(READY)  ## run the tests that take seconds
+	@$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
+
+lint: $(READY)  ## check format, style and spelling
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/codespell
+
+format: $(READY)  ## format the code and mend what can be mended
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+types: $(READY)  ## check the types of the package
+	@$(BIN)/mypy
+
+ci: lint types test  ## what .ci/run runs
+
+clean:  ## remove build products; keeps .venv and output
+	@rm -rf build dist projects/*.egg-info .pytest_cache .mypy_cache .ruff_cache
