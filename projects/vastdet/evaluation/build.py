@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluators by name: Metadata.evaluator_type picks one."""
+
+import logging
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator, PascalVOCDetectionEvaluator
+from fvcore.common.registry import Registry
+
+from vastdet.evaluation.coco import CocoEvaluator
+
+EVALUATOR_REGISTRY = Registry("EVALUATOR")
+EVALUATOR_REGISTRY.__doc__ = """
+Evaluators by Metadata.evaluator_type: called as `name(cfg, dataset_name, output_folder)`.
+"""
+
+FEDERATED_NOTE = (
+    "These are COCO's metrics on an LVIS dataset: a detection of a category that nobody looked for "
+    "in its image counts as a false positive. They are not comparable with published LVIS AP."
+)
+TREE_NOTE = (
+    "These are COCO's metrics on a V3Det dataset: a detection of a parent or child of the labelled "
+    "category counts as a false positive. V3Det's own AP, which ignores those, is higher: by "
+    "0.2 to 0.7 in published tables."
+)
+
+logger = logging.getLogger(__name__)
+
+
+def build_evaluator(
+    cfg: CfgNode, dataset_name: str, output_folder: str | Path | None
+) -> DatasetEvaluator:
+    """The evaluator for a registered dataset, by its Metadata.evaluator_type ("coco" if unset).
+
+    Results go to `output_folder` (None writes no files). Raises ValueError when no evaluator is
+    registered for the type.
+    """
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco")
+    if kind not in EVALUATOR_REGISTRY:
+        known = ", ".join(sorted(name for name, _ in EVALUATOR_REGISTRY))
+        raise ValueError(
+            f"no evaluator for the evaluator_type {kind!r} of dataset {dataset_name!r}; there are "
+            f"{known}. Register one with vastdet.evaluation.EVALUATOR_REGISTRY"
+        )
+    return EVALUATOR_REGISTRY.get(kind)(cfg, dataset_name, output_folder)
+
+
+def coco(cfg: CfgNode, dataset_name: str, output_folder: str | Path | None) -> DatasetEvaluator:
+    """COCO's metrics."""
+    return CocoEvaluator(cfg, dataset_name, output_folder)
+
+
+def lvis(cfg: CfgNode, dataset_name: str, output_folder: str | Path | None) -> DatasetEvaluator:
+    """COCO's metrics on LVIS annotations, with a note that they are not LVIS's."""
+    return CocoEvaluator(cfg, dataset_name, output_folder, note=FEDERATED_NOTE)
+
+
+def v3det(cfg: CfgNode, dataset_name: str, output_folder: str | Path | None) -> DatasetEvaluator:
+    """COCO's metrics on V3Det annotations, with a note that they are not V3Det's."""
+    return CocoEvaluator(cfg, dataset_name, output_folder, note=TREE_NOTE)
+
+
+def pascal_voc(
+    cfg: CfgNode, dataset_name: str, output_folder: str | Path | None
+) -> DatasetEvaluator:
+    """Detectron2's evaluator of Pascal VOC; it returns its numbers and writes no files."""
+    return PascalVOCDetectionEvaluator(dataset_name)
+
+
+for builder in (coco, lvis, v3det, pascal_voc):
+    EVALUATOR_REGISTRY.register(builder)

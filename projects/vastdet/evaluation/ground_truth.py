@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ground truth of a dataset as arrays, from a COCO-format file or from dataset dicts.
+
+Shapes: N images, M annotated boxes, K categories.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
+
+ImageId = int | str
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """Images, categories and annotated boxes of one dataset.
+
+    Images are numbered 0..N-1 in the order of their sorted ids, which is COCO's order; categories
+    carry their contiguous ids 0..K-1. The original ids appear only when files are read or written.
+
+    Attributes:
+        image_ids: (N,) the dataset's ids, sorted.
+        image_sizes: (N, 2) height and width in pixels; 0 where the file does not say.
+        names: (K,) category names.
+        dataset_ids: (K,) category ids in the dataset's files.
+        frequency: (K,) "r", "c", "f" or None.
+        image_index: (M,) int64 in [0, N).
+        category_index: (M,) int64 in [0, K).
+        boxes: (M, 4) float64 XYWH absolute pixels of the original image.
+        areas: (M,) float64 square pixels, of the mask where there is one.
+        is_crowd: (M,) bool, regions where detections count neither way.
+        segmentations: (M,) polygons or RLE, or None where the dataset has boxes only.
+        annotated: False for a test set whose file lists images only.
+    """
+
+    image_ids: tuple[ImageId, ...]
+    image_sizes: np.ndarray
+    names: tuple[str, ...]
+    dataset_ids: tuple[int, ...]
+    frequency: tuple[str | None, ...]
+    image_index: np.ndarray
+    category_index: np.ndarray
+    boxes: np.ndarray
+    areas: np.ndarray
+    is_crowd: np.ndarray
+    segmentations: list[Any] | None = None
+    annotated: bool = True
+    source: str = field(default="", compare=False)
+
+    @cached_property
+    def index_of_image(self) -> dict[ImageId, int]:
+        """Image id to its number in [0, N)."""
+        return {image_id: index for index, image_id in enumerate(self.image_ids)}
+
+    @cached_property
+    def index_of_category(self) -> dict[int, int]:
+        """Dataset category id to its contiguous id in [0, K)."""
+        return {dataset_id: index for index, dataset_id in enumerate(self.dataset_ids)}
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """(K,) names made unique: a name that several categories share is followed by its id."""
+        counts = Counter(self.names)
+        return tuple(
+            name if counts[name] == 1 else f"{name} ({dataset_id})"
+            for name, dataset_id in zip(self.names, self.dataset_ids, strict=True)
+        )
+
+    @property
+    def num_categories(self) -> int:
+        """K."""
+        return len(self.names)
+
+
+def ground_truth_of_dataset(dataset_name: str) -> GroundTruth:
+    """Ground truth of a registered dataset.
+
+    It comes from the file that `Metadata.json_file` names, else from the records of
+    `DatasetCatalog`. Raises FileNotFoundError for a missing file, ValueError for a broken one.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    json_file = metadata.get("json_file")
+    if json_file is None:
+        records = DatasetCatalog.get(dataset_name)
+        return from_records(
+            records,
+            names=metadata.thing_classes,
+            contiguous=metadata.get("thing_dataset_id_to_contiguous_id"),
+            source=dataset_name,
+        )
+    return from_json(json_file, contiguous=metadata.get("thing_dataset_id_to_contiguous_id"))
+
+
+def from_json(json_file: str | Path, *, contiguous: Mapping[int, int] | None = None) -> GroundTruth:
+    """Ground truth of a COCO-format annotation file.
+
+    `contiguous` maps dataset category ids to 0..K-1; without it, ascending ids are numbered, as
+    Detectron2 does. Raises FileNotFoundError when there is no such file and ValueError when it is
+    not COCO's format or names a category or an image that it does not list.
+    """
+    path = Path(PathManager.get_local_path(str(json_file)))
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no annotation file at {path}; give the path of a COCO-format JSON file"
+        )
+    try:
+        content = json.loads(path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON ({error}); expected a COCO annotation file") from None
+    if not isinstance(content, dict) or not {"images", "categories"} <= content.keys():
+        raise ValueError(
+            f"{path} is not a COCO annotation file: expected an object with the keys images, "
+            f"annotations and categories, got {describe(content)}"
+        )
+    return from_coco(content, contiguous=contiguous, source=str(path))
+
+
+def describe(content: Any) -> str:
+    """A few words on what a JSON file holds, for an error message."""
+    if isinstance(content, dict):
+        return f"an object with the keys {', '.join(sorted(content)[:8]) or '(none)'}"
+    return f"a {type(content).__name__}"
+
+
+def from_coco(
+    content: Mapping[str, Any], *, contiguous: Mapping[int, int] | None = None, source: str = ""
+) -> GroundTruth:
+    """Ground truth of a COCO-format dictionary; `from_json` says what is checked."""
+    categories = ordered_categories(content["categories"], contiguous, source)
+    images = sorted(content["images"], key=lambda image: sort_key(image["id"]))
+    image_ids = tuple(image["id"] for image in images)
+    check_unique(image_ids, "image id", source)
+    annotations = content.get("annotations")
+    index_of_image = {image_id: index for index, image_id in enumerate(image_ids)}
+    index_of_category = {entry["id"]: index for index, entry in enumerate(categories)}
+    rows = annotations or []
+    masks = [row.get("segmentation") or None for row in rows]
+    boxes = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
+    return GroundTruth(
+        image_ids=image_ids,
+        image_sizes=np.array(
+            [(i.get("height", 0), i.get("width", 0)) for i in images], dtype=np.int64
+        ).reshape(-1, 2),
+        names=tuple(entry["name"] for entry in categories),
+        dataset_ids=tuple(entry["id"] for entry in categories),
+        frequency=tuple(entry.get("frequency") for entry in categories),
+        image_index=look_up(index_of_image, rows, "image_id", source),
+        category_index=look_up(index_of_category, rows, "category_id", source),
+        boxes=boxes,
+        areas=np.array(
+            [row.get("area", b[2] * b[3]) for row, b in zip(rows, boxes, strict=True)],
+            dtype=np.float64,
+        ),
+        is_crowd=np.array([bool(row.get("iscrowd", 0)) for row in rows], dtype=bool),
+        segmentations=masks if any(masks) else None,
+        annotated=annotations is not None,
+        source=source,
+    )
+
+
+def from_records(
+    records: Sequence[Mapping[str, Any]],
+    *,
+    names: Sequence[str],
+    contiguous: Mapping[int, int] | None = None,
+    source: str = "",
+) -> GroundTruth:
+    """Ground truth of Detectron2's standard dataset dicts, with contiguous category ids.
+
+    A record without `image_id` gets its number in the list. Areas are those of the masks where
+    they are given, else of the boxes, as in Detectron2's own conversion to COCO.
+    """
+    content: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": []}
+    for number, record in enumerate(records):
+        image_id = record.get("image_id", number)
+        size = (record.get("height", 0), record.get("width", 0))
+        content["images"].append({"id": image_id, "height": size[0], "width": size[1]})
+        for annotation in record.get("annotations", ()):
+            row = annotation_row(annotation, size)
+            content["annotations"].append({"image_id": image_id, **row})
+    dataset_ids = {index: index for index in range(len(names))}
+    dataset_ids.update({index: dataset_id for dataset_id, index in (contiguous or {}).items()})
+    content["categories"] = [
+        {"id": dataset_ids[index], "name": name} for index, name in enumerate(names)
+    ]
+    for row in content["annotations"]:
+        index = row["category_id"]
+        if index not in dataset_ids:
+            raise ValueError(
+                f"image {row['image_id']!r} of {source or 'the dataset'} has category {index}, "
+                f"expected 0..{len(names) - 1} (thing_classes has {len(names)} names)"
+            )
+        row["category_id"] = dataset_ids[index]
+    order = {dataset_id: index for index, dataset_id in dataset_ids.items()}
+    return from_coco(content, contiguous=order, source=source)
+
+
+def annotation_row(annotation: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """One annotation of a dataset dict in COCO's form, its category id still contiguous."""
+    mode = annotation.get("bbox_mode", BoxMode.XYXY_ABS)
+    box = BoxMode.convert(list(map(float, annotation["bbox"])), mode, BoxMode.XYWH_ABS)
+    row = {
+        "bbox": box,
+        "area": box[2] * box[3],
+        "iscrowd": annotation.get("iscrowd", 0),
+        "category_id": annotation["category_id"],
+    }
+    segmentation = annotation.get("segmentation")
+    if segmentation is None:
+        return row
+    if isinstance(segmentation, list):
+        parts = mask_util.frPyObjects(segmentation, *size)
+        row["area"] = float(mask_util.area(mask_util.merge(parts)))
+    else:
+        row["area"] = float(mask_util.area(segmentation))
+    return {**row, "segmentation": segmentation}
+
+
+def ordered_categories(
+    entries: Sequence[Mapping[str, Any]], contiguous: Mapping[int, int] | None, source: str
+) -> list[Mapping[str, Any]]:
+    """The categories in the order of their contiguous ids."""
+    check_unique([entry["id"] for entry in entries], "category id", source)
+    if contiguous is None:
+        return sorted(entries, key=lambda entry: entry["id"])
+    unknown = sorted({entry["id"] for entry in entries} - set(contiguous))
+    if unknown:
+        raise ValueError(
+            f"{source or 'the ground truth'} lists category ids {unknown[:5]} ({len(unknown)} in "
+            "all) that the metadata does not map; register the dataset with its own file"
+        )
+    by_id = {entry["id"]: entry for entry in entries}
+    dataset_ids = sorted(contiguous, key=contiguous.__getitem__)
+    return [by_id.get(i, {"id": i, "name": f"category {i}"}) for i in dataset_ids]
+
+
+def look_up(
+    index: Mapping[Any, int], rows: Sequence[Mapping[str, Any]], key: str, source: str
+) -> np.ndarray:
+    """The numbers of the ids under `key`; ValueError names the first unknown one and the count."""
+    unknown = [row[key] for row in rows if row[key] not in index]
+    if unknown:
+        raise ValueError(
+            f"{source or 'the ground truth'}: {len(unknown)} annotations have a {key} that the "
+            f"file does not list, the first {unknown[0]!r}; tools/check_dataset.py --fix drops them"
+        )
+    return np.array([index[row[key]] for row in rows], dtype=np.int64)
+
+
+def check_unique(ids: Sequence[Any], what: str, source: str) -> None:
+    """Raise ValueError when two entries share an id."""
+    repeated = [value for value, count in Counter(ids).items() if count > 1]
+    if repeated:
+        raise ValueError(
+            f"{source or 'the ground truth'}: {what} {repeated[0]!r} is listed more than once "
+            f"({len(repeated)} such ids); ids must be unique"
+        )
+
+
+def sort_key(image_id: ImageId) -> tuple[bool, Any]:
+    """Orders integer ids by value and before text ids."""
+    return isinstance(image_id, str), image_id

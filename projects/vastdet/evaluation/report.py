@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an evaluation leaves behind: log lines, metrics.json, per_category.csv, pictures."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from detectron2.utils.logger import create_small_table
+
+from vastdet.evaluation.detections import Detections
+from vastdet.evaluation.files import write_csv, write_json
+from vastdet.evaluation.ground_truth import GroundTruth
+from vastdet.evaluation.metrics import CategoryScores, Scores
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What a report holds beyond the numbers.
+
+    Attributes:
+        plots: draw the pictures.
+        confusion_score: lowest score of a detection in the confusion matrix.
+        note: a sentence on how the numbers must be read, kept beside them.
+    """
+
+    plots: bool = False
+    confusion_score: float = 0.3
+    note: str = ""
+
+
+def log_scores(scores: Scores, ground_truth: GroundTruth, *, iou_type: str, note: str = "") -> None:
+    """Log the summary and, where categories have frequency groups, their means."""
+    logger.info("Evaluation results for %s:\n%s", iou_type, create_small_table(scores.summary))
+    for group, row in scores.frequency.items():
+        logger.info("%s categories:\n%s", group, create_small_table(row))
+    if note:
+        logger.warning(note)
+
+
+def write_report(
+    folder: Path,
+    scores: Mapping[str, Scores],
+    ground_truth: GroundTruth,
+    detections: Detections,
+    *,
+    dataset: str,
+    engine: str,
+    options: ReportOptions,
+) -> None:
+    """Write every file of an evaluation but the detections themselves.
+
+    `scores` is keyed by IoU type; files of another type than bbox carry its name.
+    """
+    content: dict[str, Any] = {
+        "dataset": dataset,
+        "engine": engine,
+        "note": options.note,
+        "num_images": len(ground_truth.image_ids),
+        "num_categories": ground_truth.num_categories,
+        "num_boxes": int((~ground_truth.is_crowd).sum()),
+        "num_detections": len(detections),
+    }
+    for iou_type, result in scores.items():
+        suffix = "" if iou_type == "bbox" else f"_{iou_type}"
+        header, rows = category_table(result.categories, ground_truth)
+        write_csv(folder / f"per_category{suffix}.csv", header, rows)
+        content[iou_type] = {
+            **result.summary,
+            "frequency": result.frequency,
+            "per_category": [dict(zip(header, row, strict=True)) for row in rows],
+        }
+    write_json(folder / "metrics.json", content, indent=1)
+
+
+def category_table(
+    categories: CategoryScores, ground_truth: GroundTruth
+) -> tuple[list[str], list[list[Any]]]:
+    """Header and one row a category; None where a number is undefined."""
+    columns = [getattr(categories, column.name).tolist() for column in fields(categories)]
+    header = ["category_id", "name", "frequency", *(c.name for c in fields(categories))]
+    names = (ground_truth.dataset_ids, ground_truth.labels, ground_truth.frequency)
+    rows = [
+        [None if value != value else value for value in row]
+        for row in zip(*names, *columns, strict=True)
+    ]
+    return header, rows
