@@ -1,2 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backbones that Detectron2 lacks."""
+"""Backbones that Detectron2 lacks, registered with its BACKBONE_REGISTRY."""
+
+from vastdet.backbones.fpn import (
+    build_resnet_fpn_p6p7_backbone,
+    build_timm_fpn_backbone,
+    build_timm_retinanet_fpn_backbone,
+)
+from vastdet.backbones.timm_backbone import TimmBackbone, build_timm_backbone
+
+__all__ = [
+    "TimmBackbone",
+    "build_resnet_fpn_p6p7_backbone",
+    "build_timm_backbone",
+    "build_timm_fpn_backbone",
+    "build_timm_retinanet_fpn_backbone",
+]

@@ -5,4 +5,21 @@ from detectron2.config import CfgNode
 
 
 def add_backbone_config(cfg: CfgNode) -> None:
-    """Add the keys of `vastdet.backbones` to `cfg` in place."""
+    """Add the keys of `vastdet.backbones` to `cfg` in place.
+
+    `MODEL.BACKBONE.FREEZE_AT` and `MODEL.FPN.*` are Detectron2's and mean the same here.
+    """
+    # The map that feeds P6 and P7: "res5" (RetinaNet, section 4) or "p5" (FCOS, section 3.2).
+    cfg.MODEL.FPN.P6P7_IN_FEATURE = "res5"
+
+    cfg.MODEL.TIMM = CfgNode()
+    # Any name that timm can turn into feature maps (`timm.list_models()`), with or without a tag.
+    cfg.MODEL.TIMM.NAME = "resnet10t"
+    # Whether timm loads its own weights; needs its hub or a filled cache.
+    cfg.MODEL.TIMM.PRETRAINED = False
+    # resN is the deepest map of stride 2^N. Stages deeper than the last one named are not built.
+    cfg.MODEL.TIMM.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    # "" keeps the model's own norm; FrozenBN, SyncBN or GN (32 groups) replaces its batch norms.
+    cfg.MODEL.TIMM.NORM = ""
+    # Stochastic depth rate of the deepest block; 0 turns it off.
+    cfg.MODEL.TIMM.DROP_PATH = 0.0
