@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Registration of the generated datasets with Detectron2, and the handler of their paths."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
+from detectron2.utils.file_io import PathHandler, PathManager
+from iopath.common.file_io import get_cache_dir
+
+from vastdet.data.generated.export import coco_dict
+from vastdet.data.generated.splits import (
+    ANNOTATION_FILE,
+    PREFIX,
+    SPLITS,
+    GeneratedSplit,
+    parse_path,
+)
+
+REGISTERED_SIZES = (10, 24, 50, 100, 500, 1_000, 5_000, 13_000, 20_000)
+
+
+def encode_ppm(image: np.ndarray) -> bytes:
+    """Encode H x W x 3 uint8 RGB as binary PPM, which costs a copy and every reader knows."""
+    height, width = image.shape[:2]
+    return b"P6\n%d %d\n255\n" % (width, height) + image.tobytes()
+
+
+class GeneratedHandler(PathHandler):
+    """Opens `generated://` paths: renders the image, or writes out the annotations, on the spot.
+
+    It keeps no state, so it works in forked and spawned data-loader workers alike.
+    """
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [PREFIX]
+
+    def _content(self, path: str) -> bytes:
+        split, index = parse_path(path)
+        if index is None:
+            return json.dumps(coco_dict(split)).encode()
+        return encode_ppm(split.render(index).image)
+
+    def _open(
+        self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any
+    ) -> IO[str] | IO[bytes]:
+        self._check_kwargs(kwargs)
+        if mode not in ("r", "rt", "rb"):
+            raise ValueError(
+                f"{path}: got the mode {mode!r}; expected 'r' or 'rb': "
+                "a generated dataset is read-only (tools/generate_dataset.py writes one out)"
+            )
+        content = io.BytesIO(self._content(path))
+        return content if "b" in mode else io.TextIOWrapper(content, encoding="utf-8")
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        # Written anew each time: cheap, and never a stale copy of an earlier version.
+        self._check_kwargs(kwargs)
+        target = Path(get_cache_dir(), "generated", path.removeprefix(PREFIX))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=target.parent, suffix=target.suffix)
+        with os.fdopen(handle, "wb") as file:
+            file.write(self._content(path))
+        os.replace(partial, target)
+        return str(target)
+
+    def _exists(self, path: str, **kwargs: Any) -> bool:
+        try:
+            parse_path(path)
+        except (ValueError, FileNotFoundError):
+            return False
+        return True
+
+    def _isfile(self, path: str, **kwargs: Any) -> bool:
+        return self._exists(path, **kwargs)
+
+
+class _LazyMetadata(Metadata):
+    """Metadata whose class lists are made when first asked for: 20,000 names take a while."""
+
+    _makers: dict[str, Callable[[], Any]]
+
+    def __getattr__(self, key: str) -> Any:
+        makers = self.__dict__.get("_makers", {})
+        if key not in makers:
+            return super().__getattr__(key)
+        self.__dict__[key] = makers[key]()
+        return self.__dict__[key]
+
+
+def register_generated(name: str, split: GeneratedSplit) -> None:
+    """Register a generated dataset under a name; nothing is laid out before it is asked for.
+
+    Args:
+        name: the name for `cfg.DATASETS.TRAIN` or `TEST`.
+        split: what to generate, for example `GeneratedSplit.default(24, "train")` or that with
+            another `SceneConfig`.
+    """
+    DatasetCatalog.register(name, split.records)
+    metadata = _LazyMetadata(
+        name=name,
+        evaluator_type="coco",
+        json_file=f"{split.folder}/{ANNOTATION_FILE}",
+        image_root=split.folder,
+    )
+    count = split.num_categories
+    metadata.__dict__["_makers"] = {
+        "thing_classes": lambda: list(split.categories.names),
+        "thing_dataset_id_to_contiguous_id": lambda: {i + 1: i for i in range(count)},
+        "thing_novel": lambda: list(split.categories.novel),
+        "thing_frequency": lambda: list(split.frequency_groups()),
+        "category_tree": lambda: split.categories.tree(),
+    }
+    MetadataCatalog[name] = metadata
+
+
+def register_all_generated() -> None:
+    """Register the path handler and `generated_<K>_<split>` for K in `REGISTERED_SIZES`."""
+    PathManager.register_handler(GeneratedHandler())
+    for num_categories in REGISTERED_SIZES:
+        for split in SPLITS:
+            name = f"generated_{num_categories}_{split}"
+            register_generated(name, GeneratedSplit.default(num_categories, split))
