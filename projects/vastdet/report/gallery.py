@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Joins a registered dataset with detections: which pictures the page shows, and how well they did.
+
+Boxes are XYXY absolute pixels of the picture as stored.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from torch import Tensor
+
+from vastdet.data.image_io import read_image
+from vastdet.report.matching import (
+    IGNORED,
+    OperatingPoint,
+    best_operating_point,
+    evenly_spaced,
+    match_detections,
+    operating_point,
+)
+
+MIN_SHOWN_SCORE = 0.05
+MAX_SHOWN_DETECTIONS = 60
+MAX_DETECTIONS_BYTES = 400_000_000
+
+
+@dataclass(frozen=True)
+class ShownBox:
+    """A box with its label; `score` is its own score or, for ground truth, that of its detection.
+
+    A ground-truth box counts as found, and is drawn so, while `score` reaches the threshold;
+    0 means that no detection matches it at any threshold.
+    """
+
+    xyxy: tuple[float, float, float, float]
+    label: str
+    score: float
+    correct: bool = True
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One picture of the gallery: RGB pixels HxWx3 uint8 and its boxes."""
+
+    name: str
+    pixels: np.ndarray
+    ground_truth: list[ShownBox]
+    detections: list[ShownBox]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures of one dataset, and how its detections do at the threshold they are shown with."""
+
+    dataset: str
+    scenes: list[Scene]
+    point: OperatingPoint
+    num_images: int
+
+
+def read_gallery(
+    dataset: str,
+    detections_file: Path,
+    *,
+    num_pictures: int,
+    score_threshold: float | None = None,
+) -> Gallery:
+    """Join a registered dataset with COCO results, and take pictures evenly spaced over it.
+
+    Args:
+        dataset: a name in Detectron2's DatasetCatalog.
+        detections_file: list of {"image_id", "category_id" (dataset id), "bbox" XYWH, "score"}.
+        num_pictures: at most so many pictures.
+        score_threshold: in [0, 1]; by default where F1 over the whole dataset is highest.
+
+    Raises:
+        KeyError: the dataset is not registered in this process.
+        ValueError: the results are not COCO results, or the file is too large for a page.
+    """
+    if dataset not in DatasetCatalog.list():
+        raise KeyError(f"dataset {dataset!r} is not registered: use --register NAME JSON IMAGES")
+    detections = read_detections(detections_file)
+    records = DatasetCatalog.get(dataset)
+    metadata = MetadataCatalog.get(dataset)
+    names: Sequence[str] = metadata.get("thing_classes") or ()
+    to_contiguous = metadata.get("thing_dataset_id_to_contiguous_id")
+    wanted = set(evenly_spaced(len(records), num_pictures))
+    scenes, scores, correct, num_objects = [], [], [], 0
+    for index, record in enumerate(records):
+        joined = join_record(record, detections.get(record["image_id"], []), to_contiguous)
+        counted = joined.matched != IGNORED
+        scores.append(joined.scores[counted])
+        correct.append(joined.matched[counted] >= 0)
+        num_objects += len(joined.gt_boxes)
+        if index in wanted:
+            scenes.append(make_scene(record, joined, names))
+    all_scores = torch.cat([torch.zeros(0), *scores])
+    all_correct = torch.cat([torch.zeros(0, dtype=torch.bool), *correct])
+    point = None
+    if score_threshold is None:
+        point = best_operating_point(all_scores, all_correct, num_objects)
+    if point is None:
+        given = 0.5 if score_threshold is None else score_threshold
+        point = operating_point(all_scores, all_correct, num_objects, given)
+    return Gallery(dataset, scenes, point, len(records))
+
+
+@dataclass(frozen=True)
+class JoinedRecord:
+    """Tensors of one image: G ground-truth boxes (no crowd), D detections, their assignment."""
+
+    gt_boxes: Tensor
+    gt_classes: Tensor
+    pred_boxes: Tensor
+    pred_classes: Tensor
+    scores: Tensor
+    matched: Tensor
+
+
+def read_detections(file: Path) -> dict[Any, list[dict[str, Any]]]:
+    """Group a COCO results file by image id."""
+    if file.stat().st_size > MAX_DETECTIONS_BYTES:
+        raise ValueError(f"{file.name} has over {MAX_DETECTIONS_BYTES // 10**6} MB of detections")
+    grouped = defaultdict(list)
+    for row in json.loads(file.read_text("utf-8")):
+        if "image_id" not in row or len(row.get("bbox", ())) != 4:
+            raise ValueError(
+                f"{file.name} is not a COCO results file: expected image_id, category_id, "
+                f"bbox (four numbers) and score, got the keys {sorted(row)}"
+            )
+        grouped[row["image_id"]].append(row)
+    return grouped
+
+
+def join_record(
+    record: dict[str, Any],
+    detections: list[dict[str, Any]],
+    to_contiguous: Mapping[int, int] | None,
+) -> JoinedRecord:
+    """Put the annotations and detections of one image into tensors and match them."""
+    plain: list[tuple[list[float], int]] = []
+    crowd: list[tuple[list[float], int]] = []
+    for annotation in record.get("annotations", ()):
+        box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+        (crowd if annotation.get("iscrowd", 0) else plain).append((box, annotation["category_id"]))
+    gt_boxes = to_boxes([box for box, _ in plain])
+    gt_classes = torch.tensor([c for _, c in plain], dtype=torch.int64)
+    pred_boxes = to_boxes(
+        [BoxMode.convert(d["bbox"], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS) for d in detections]
+    )
+    ids = [d["category_id"] for d in detections]
+    classes = ids if to_contiguous is None else [to_contiguous.get(i, -1) for i in ids]
+    pred_classes = torch.tensor(classes, dtype=torch.int64)
+    scores = torch.tensor([d["score"] for d in detections], dtype=torch.float32)
+    matched = match_detections(
+        gt_boxes, gt_classes, to_boxes([b for b, _ in crowd]), pred_boxes, pred_classes, scores
+    )
+    return JoinedRecord(gt_boxes, gt_classes, pred_boxes, pred_classes, scores, matched)
+
+
+def to_boxes(boxes: Sequence[Sequence[float]]) -> Tensor:
+    """An Nx4 float tensor, also for no boxes."""
+    return torch.tensor([list(map(float, b)) for b in boxes], dtype=torch.float32).reshape(-1, 4)
+
+
+def make_scene(record: dict[str, Any], joined: JoinedRecord, names: Sequence[str]) -> Scene:
+    """Read a record's picture and turn its boxes into what the page shows."""
+
+    def name(category: int) -> str:
+        return names[category] if 0 <= category < len(names) else f"category {category}"
+
+    found = {
+        g: score
+        for g, score in zip(joined.matched.tolist(), joined.scores.tolist(), strict=True)
+        if g >= 0
+    }
+    ground_truth = [
+        ShownBox(tuple(box), name(c), found.get(g, 0.0))
+        for g, (box, c) in enumerate(
+            zip(joined.gt_boxes.tolist(), joined.gt_classes.tolist(), strict=True)
+        )
+    ]
+    detections = []
+    for d in joined.scores.argsort(descending=True, stable=True).tolist()[:MAX_SHOWN_DETECTIONS]:
+        score, match = float(joined.scores[d]), int(joined.matched[d])
+        if score >= MIN_SHOWN_SCORE and match != IGNORED:
+            box = tuple(joined.pred_boxes[d].tolist())
+            detections.append(ShownBox(box, name(int(joined.pred_classes[d])), score, match >= 0))
+    pixels = read_image(record["file_name"], format="RGB")
+    return Scene(Path(record["file_name"]).name, pixels, ground_truth, detections)

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Draws pictures with ground truth and detections: a JPEG in each panel, boxes as SVG over it.
+
+The boxes stay in the pixels of the picture as stored; the embedded copy may be smaller.
+"""
+
+from collections.abc import Sequence
+from html import escape
+
+from vastdet.report.gallery import MIN_SHOWN_SCORE, Scene, ShownBox
+from vastdet.report.images import jpeg_data_uri
+
+MAX_LABEL_LENGTH = 28
+
+
+def draw_scene(scene: Scene, number: int, threshold: float) -> str:
+    """The card of one picture: ground truth and detections side by side."""
+    source = jpeg_data_uri(scene.pixels)
+    kept = [b for b in scene.detections if b.score >= threshold]
+    num_found = sum(b.score >= max(threshold, MIN_SHOWN_SCORE) for b in scene.ground_truth)
+    num_false = sum(not b.correct for b in kept)
+    left = describe("Ground truth", scene.ground_truth)
+    right = describe(f"Detections above {threshold:.2f}", kept)
+    return (
+        f'<article class="scene" id="scene-{number}">'
+        '<div class="panels">'
+        f"{draw_panel(scene, source, left, scene.ground_truth, threshold, 'truth')}"
+        f"{draw_panel(scene, source, right, scene.detections, threshold, 'guess')}</div>"
+        f'<p class="tally"><b data-found>{num_found}</b> of <span data-all>'
+        f"{len(scene.ground_truth)}</span> found, <b data-false>{num_false}</b> false"
+        f'<span class="file">{escape(shorten(scene.name, 40))}</span></p></article>'
+    )
+
+
+def draw_panel(
+    scene: Scene, source: str, alt: str, boxes: Sequence[ShownBox], threshold: float, kind: str
+) -> str:
+    """A picture under its boxes; `kind` is "truth" or "guess" (script.js restyles by it)."""
+    height, width = scene.pixels.shape[:2]
+    marks = "".join(draw_box(b, kind, threshold, width, height) for b in boxes)
+    unit = max(width, height) / 30
+    return (
+        f'<div class="panel" style="aspect-ratio:{width}/{height}">'
+        f'<img src="{source}" alt="{escape(alt)}" loading="lazy" decoding="async">'
+        f'<svg class="boxes {kind}" viewBox="0 0 {width} {height}" aria-hidden="true"'
+        f' style="--unit:{unit:.2f}px">{marks}</svg></div>'
+    )
+
+
+def draw_box(box: ShownBox, kind: str, threshold: float, width: int, height: int) -> str:
+    """One rectangle with its label, styled for the threshold the page opens with."""
+    x0, y0, x1, y1 = box.xyxy
+    shown = box.score >= max(threshold, MIN_SHOWN_SCORE)
+    if kind == "truth":
+        state, text = ("right" if shown else "wrong"), box.label
+    else:
+        state = ("right" if box.correct else "wrong") + ("" if shown else " off")
+        text = f"{box.label} {box.score:.2f}"
+    unit = max(width, height) / 30
+    at_right = x0 > 0.6 * width
+    label_x = x1 if at_right else x0
+    label_y = y0 - 0.3 * unit if y0 > 1.3 * unit else min(y1 + unit, height - 0.3 * unit)
+    anchor = ' text-anchor="end"' if at_right else ""
+    return (
+        f'<g class="{state}" data-score="{box.score:.4f}"><title>{escape(text)}</title>'
+        f'<rect x="{x0:.1f}" y="{y0:.1f}" width="{x1 - x0:.1f}" height="{y1 - y0:.1f}"/>'
+        f'<text x="{label_x:.1f}" y="{label_y:.1f}"{anchor}>'
+        f"{escape(shorten(text, MAX_LABEL_LENGTH))}</text></g>"
+    )
+
+
+def describe(what: str, boxes: Sequence[ShownBox]) -> str:
+    """An alternative text: how many boxes, and the categories of the first few."""
+    names = ", ".join(b.label for b in boxes[:6]) + (", and more" if len(boxes) > 6 else "")
+    return f"{what}: {len(boxes)} box{'' if len(boxes) == 1 else 'es'}{': ' * bool(boxes)}{names}"
+
+
+def shorten(text: str, length: int) -> str:
+    """The text, cut in its middle to at most `length` characters."""
+    if len(text) <= length:
+        return text
+    tail = length // 2 - 1
+    return f"{text[: length - tail - 1]}…{text[-tail:]}"

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sections of the report, each a function of what was read from the run's folder.
+
+Every text that comes from the run is escaped here or in the functions called from here.
+"""
+
+import os
+import platform
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vastdet.report.charts import Series, format_number, line_chart
+from vastdet.report.gallery import MIN_SHOWN_SCORE, Gallery
+from vastdet.report.images import image_data_uri
+from vastdet.report.run_folder import Evaluation, Run
+from vastdet.report.scenes import draw_scene
+from vastdet.report.tables import category_table, metrics_table
+from vastdet.version import __version__
+
+ARCHITECTURE_NAMES = {"GeneralizedRCNN": "R-CNN"}
+PLOT_NAMES = {"pr_curve": "Precision and recall", "confusion_matrix": "Confusion matrix"}
+
+
+@dataclass(frozen=True)
+class Section:
+    """A titled part of the page; `body` is HTML."""
+
+    anchor: str
+    title: str
+    body: str
+
+    def html(self) -> str:
+        """The section element."""
+        return (
+            f'<section id="{self.anchor}" aria-labelledby="{self.anchor}-title">'
+            f'<h2 id="{self.anchor}-title">{escape(self.title)}</h2>{self.body}</section>'
+        )
+
+
+def note(text: str) -> str:
+    """An explaining paragraph; `text` is plain."""
+    return f'<p class="note">{escape(text)}</p>' if text else ""
+
+
+def missing(text: str) -> str:
+    """Says that a part is not there; `text` is plain."""
+    return f'<p class="missing">{escape(text)}</p>'
+
+
+def model_name(config: dict[str, Any]) -> str:
+    """The architecture and backbone as the config calls them, or "" without a config."""
+    model = config.get("MODEL", {})
+    name = ARCHITECTURE_NAMES.get(model.get("META_ARCHITECTURE"), model.get("META_ARCHITECTURE"))
+    if not name:
+        return ""
+    if name == "R-CNN":
+        name = {"CascadeROIHeads": "Cascade R-CNN"}.get(
+            model.get("ROI_HEADS", {}).get("NAME"),
+            "Fast R-CNN" if model.get("LOAD_PROPOSALS") else "Faster R-CNN",
+        )
+    timm_name = model.get("TIMM", {}).get("NAME", "")
+    backbone = model.get("BACKBONE", {}).get("NAME", "")
+    if "timm" in backbone and timm_name:
+        backbone = timm_name
+    backbone = re.sub(r"^build_|_backbone$", "", backbone).replace("_", " ")
+    return f"{name} ({backbone})" if backbone else str(name)
+
+
+def curves_section(run: Run) -> Section:
+    """Losses, learning rate and AP over the iterations."""
+    title = "Learning curves"
+    if not run.scalars:
+        return Section("curves", title, missing("No metrics.json yet: training writes it."))
+    names = run.scalar_names()
+    parts = [n for n in names if n.startswith("loss_") or "/loss_" in n]
+    scores = [n for n in names if re.fullmatch(r"(.+/)?bbox/AP(50|75)?", n)]
+    charts = [
+        chart(run, ["total_loss"], "Total loss"),
+        chart(run, parts, "Parts of the loss"),
+        chart(run, scores, "Average precision", y_label="percent")
+        if scores
+        else missing("No AP yet: it comes with the first evaluation during training."),
+        chart(run, ["lr"], "Learning rate"),
+    ]
+    text = "Move over a chart to read the values; the losses are medians over 20 iterations."
+    return Section("curves", title, note(text) + f'<div class="grid">{"".join(charts)}</div>')
+
+
+def chart(run: Run, names: Sequence[str], title: str, y_label: str = "") -> str:
+    """One line chart of the scalars `names`."""
+    series = [Series(n.removeprefix("bbox/"), *run.series(n)) for n in names]
+    return line_chart(series, title=title, y_label=y_label)
+
+
+def gallery_section(gallery: Gallery | None, reason: str) -> Section:
+    """Pictures with a slider for the score threshold."""
+    title = "Detections"
+    if gallery is None or not gallery.scenes:
+        return Section("detections", title, missing(reason or "No pictures were asked for."))
+    threshold = gallery.point.threshold
+    text = (
+        f"{len(gallery.scenes)} of the {gallery.num_images} images of {gallery.dataset}, evenly "
+        "spaced over it and not picked by result. A detection is right when its category is and "
+        "it overlaps an object by at least half (IoU 0.5). Select a picture to enlarge it."
+    )
+    controls = (
+        '<div class="card controls" hidden><label for="threshold">Score at least '
+        '<output id="threshold-value" for="threshold"></output>'
+        f'<input type="range" id="threshold" min="{MIN_SHOWN_SCORE}" max="0.95" step="0.01"'
+        f' value="{max(threshold, MIN_SHOWN_SCORE):.2f}"></label>'
+        '<span id="threshold-sum" aria-live="polite"></span></div>'
+    )
+    legend = (
+        '<ul class="legend"><li class="right"><i></i>found object, right detection</li>'
+        '<li class="wrong"><i></i>missed object, false detection</li>'
+        "<li>left: ground truth</li><li>right: detections</li></ul>"
+    )
+    scenes = "".join(draw_scene(s, i, threshold) for i, s in enumerate(gallery.scenes))
+    body = f'{note(text)}{legend}{controls}<div class="scenes">{scenes}</div>'
+    return Section("detections", title, body)
+
+
+def scores_section(evaluations: Sequence[Evaluation]) -> Section:
+    """The evaluators' summary numbers."""
+    body = "".join(
+        f"<h3>{escape(e.dataset)}</h3>{note(e.note)}{metrics_table(e.metrics)}" for e in evaluations
+    )
+    empty = missing("Not evaluated yet: run tools/train_net.py with --eval-only.")
+    return Section("scores", "Scores", body or empty)
+
+
+def categories_section(evaluations: Sequence[Evaluation]) -> Section:
+    """The scores of each category."""
+    body = "".join(
+        f"<h3>{escape(e.dataset)}</h3>{category_table(e.categories, f'categories-{i}')}"
+        for i, e in enumerate(evaluations)
+        if e.categories
+    )
+    empty = missing("No scores by category yet: they come with an evaluation.")
+    return Section("categories", "Categories", body or empty)
+
+
+def plots_section(evaluations: Sequence[Evaluation]) -> Section:
+    """The pictures that the evaluators drew."""
+    figures = []
+    for evaluation in evaluations:
+        for file in evaluation.pictures:
+            name = PLOT_NAMES.get(file.stem, file.stem.replace("_", " ").capitalize())
+            text = escape(f"{name} on {evaluation.dataset}")
+            figures.append(
+                f'<figure class="plot"><figcaption>{text}</figcaption>'
+                f'<img src="{image_data_uri(file)}" alt="{text}" loading="lazy"></figure>'
+            )
+    body = f'<div class="grid">{"".join(figures)}</div>' if figures else ""
+    return Section("plots", "Plots", body or missing("No plots yet: an evaluation draws them."))
+
+
+def training_seconds(run: Run) -> float:
+    """Seconds that the iterations took, from the median times in metrics.json; 0 if unknown."""
+    iterations, times = run.series("time")
+    previous = [-1.0, *iterations]
+    return sum(t * (i - p) for i, p, t in zip(iterations, previous, times, strict=False))
+
+
+def facts_section(run: Run) -> Section:
+    """How fast it was, and on what."""
+    facts: list[tuple[str, str]] = []
+    _, times = run.series("time")
+    _, waits = run.series("data_time")
+    batch_size = run.config.get("SOLVER", {}).get("IMS_PER_BATCH")
+    if times:
+        median = sorted(times)[len(times) // 2]
+        speed = f"{format_number(median)} s an iteration"
+        speed += f", {format_number(batch_size / median)} images/s" if batch_size else ""
+        facts.append(("Training speed", speed))
+    if times and waits:
+        share = sorted(waits)[len(waits) // 2] / max(sorted(times)[len(times) // 2], 1e-9)
+        facts.append(("Waiting for data", f"{share:.0%} of the time"))
+    if batch_size:
+        facts.append(("Images an iteration", str(batch_size)))
+    facts += [("Model", model_name(run.config) or "unknown"), *machine_facts(run)]
+    rows = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts)
+    return Section("machine", "Speed and machine", f'<dl class="card facts">{rows}</dl>')
+
+
+def machine_facts(run: Run) -> list[tuple[str, str]]:
+    """Cores, device and versions of the machine that writes the page; no names of hosts."""
+    versions = [f"vastdet {__version__}", f"Python {platform.python_version()}"]
+    for package in ("torch", "torchvision", "numpy"):
+        try:
+            versions.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    device = str(run.config.get("MODEL", {}).get("DEVICE", "cpu"))
+    if device.startswith("cuda") and torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    return [
+        ("Device", device),
+        ("Processor", f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}"),
+        ("Versions", ", ".join(versions)),
+    ]
+
+
+def shown_path(path: Path) -> str:
+    """A path as a command may use it from here; an absolute one elsewhere by its last part."""
+    if path.is_absolute() and path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
+    return path.name if path.is_absolute() else path.as_posix()
+
+
+def commands_section(run: Run) -> Section:
+    """What to type next."""
+    folder = shown_path(run.folder)
+    config, weights = f"{folder}/config.yaml", f"{folder}/model_final.pth"
+    commands = [
+        (
+            "Detect objects in your own pictures",
+            f"python tools/demo.py --config-file {config} --weights {weights} "
+            "--input photos/*.jpg --output output/detections",
+        ),
+        (
+            "Train on your own data (COCO format)",
+            f"python tools/train_net.py --config-file {config} --register mine annotations.json "
+            "images/ DATASETS.TRAIN \"('mine',)\" DATASETS.TEST \"('mine',)\" "
+            "OUTPUT_DIR output/mine",
+        ),
+        (
+            "Go on with this training, for longer",
+            f"python tools/train_net.py --config-file {config} --resume "
+            f"SOLVER.MAX_ITER {2 * int(run.config.get('SOLVER', {}).get('MAX_ITER', 0) or 5000)}",
+        ),
+        (
+            "Evaluate again",
+            f"python tools/train_net.py --config-file {config} --eval-only MODEL.WEIGHTS {weights}",
+        ),
+        ("Write this page again", f"python tools/make_report.py --output {folder}"),
+    ]
+    body = "".join(
+        f'<div class="command"><p>{escape(what)}</p>'
+        f'<div><pre tabindex="0">{escape(line)}</pre></div></div>'
+        for what, line in commands
+    )
+    return Section("next", "Go on from here", body)
+
+
+def without_folders(text: str) -> str:
+    """The text with every absolute path cut to its last part, for a page that is passed on."""
+    return re.sub(r"(?<![\w.:/])(?:/[^/\s'\",]+)+/(?=[^/\s'\",])", "…/", text)
+
+
+def config_section(run: Run) -> Section:
+    """The config, folded."""
+    if not run.config_text:
+        return Section("config", "Config", missing("No config.yaml in the run's folder."))
+    text = escape(without_folders(run.config_text))
+    body = (
+        f"<details><summary>All {len(run.config_text.splitlines())} lines of config.yaml</summary>"
+        f'<pre tabindex="0">{text}</pre></details>'
+    )
+    return Section("config", "Config", body)

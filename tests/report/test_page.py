@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import re
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from vastdet.report import write_report
+from vastdet.report.page import MAX_PAGE_BYTES, format_duration
+
+MALICIOUS = "<script>alert('x')</script>\"><img src=http://evil.example/a.png>"
+VOID = {"meta", "link", "img", "input", "br", "hr", "line", "rect", "circle", "polyline"}
+
+
+class Checker(HTMLParser):
+    """Checks nesting and collects tags, references, ids and the text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.references: list[str] = []
+        self.ids: list[str] = []
+        self.images_without_alt = 0
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        values = dict(attrs)
+        self.references += [
+            v or "" for k, v in attrs if k in ("src", "href", "xlink:href", "action", "srcset")
+        ]
+        if "id" in values:
+            self.ids.append(values["id"] or "")
+        self.images_without_alt += tag == "img" and not values.get("alt")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def check(page: Path) -> Checker:
+    checker = Checker()
+    checker.feed(page.read_text("utf-8"))
+    checker.close()
+    assert checker.open == []
+    return checker
+
+
+def test_the_page_is_well_formed_and_stands_alone(make_run: Callable[..., Path]) -> None:
+    page = write_report(make_run())
+    assert page.name == "index.html"
+    found = check(page)
+    assert all(r.startswith(("data:", "#")) for r in found.references)
+    assert not re.search(r"@import|url\((?!#)|https?://", page.read_text("utf-8"))
+    assert found.images_without_alt == 0
+    assert len(found.ids) == len(set(found.ids))
+    anchors = {r[1:] for r in found.references if r.startswith("#")}
+    assert anchors <= set(found.ids)
+    assert page.stat().st_size < MAX_PAGE_BYTES
+
+
+def test_the_page_shows_every_part(make_run: Callable[..., Path]) -> None:
+    page = write_report(make_run(num_images=4), title="A first run")
+    found = check(page)
+    assert found.tags.count("h1") == 1
+    for text in ("A first run", "47.3", "71.9", "red disc", "of objects found", "1000 iterations"):
+        assert text in found.text
+    assert found.tags.count("article") == 4
+    assert found.tags.count("img") == 2 * 4 + 2
+    assert 'class="missing"' not in page.read_text("utf-8")
+
+
+def test_names_are_escaped(make_run: Callable[..., Path]) -> None:
+    page = write_report(make_run(categories=[MALICIOUS] * 6), title=MALICIOUS)
+    found = check(page)
+    assert found.tags.count("script") == 1
+    assert "<script>alert" not in page.read_text("utf-8")
+    assert all(r.startswith(("data:", "#")) for r in found.references)
+
+
+def test_no_host_and_no_absolute_path(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    text = write_report(make_run()).read_text("utf-8")
+    assert str(tmp_path) not in text
+    assert "secret" not in text
+    assert "model.pth" in text
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("metrics.json", "No metrics.json yet"),
+        ("inference", "Not evaluated yet"),
+        ("config.yaml", "No config.yaml"),
+    ],
+)
+def test_a_missing_part_is_named(make_run: Callable[..., Path], part: str, message: str) -> None:
+    run = make_run(num_images=1)
+    target = run / part
+    shutil.rmtree(target) if target.is_dir() else target.unlink()
+    assert message in check(write_report(run)).text
+
+
+def test_an_unregistered_dataset_costs_only_the_pictures(make_run: Callable[..., Path]) -> None:
+    run = make_run(num_images=1)
+    inference = run / "inference"
+    (inference / "report_fixture_val").rename(inference / "somewhere_else")
+    content = json.loads((inference / "somewhere_else/metrics.json").read_text())
+    (inference / "somewhere_else/metrics.json").write_text(
+        json.dumps(content | {"dataset": "somewhere_else"})
+    )
+    found = check(write_report(run))
+    assert "No pictures of somewhere_else" in found.text
+    assert "47.3" in found.text
+
+
+def test_pictures_are_left_out_until_the_page_is_small(
+    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(num_images=4)
+    whole = write_report(run).stat().st_size
+    monkeypatch.setattr("vastdet.report.page.MAX_PAGE_BYTES", whole - 1)
+    page = write_report(run, num_pictures=4)
+    assert check(page).tags.count("article") == 2
+    assert page.stat().st_size < whole
+
+
+def test_wrong_arguments_are_explained(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="OUTPUT_DIR of a training run"):
+        write_report(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"has no metrics\.json"):
+        write_report(tmp_path / "empty")
+    run = make_run(num_images=1)
+    with pytest.raises(ValueError, match="score_threshold must lie in"):
+        write_report(run, score_threshold=1.5)
+    with pytest.raises(ValueError, match="num_pictures must be 0 or more"):
+        write_report(run, num_pictures=-1)
+
+
+def test_a_given_threshold_is_kept(make_run: Callable[..., Path]) -> None:
+    page = write_report(make_run(num_images=2), score_threshold=0.9)
+    assert 'value="0.90"' in page.read_text("utf-8")
+
+
+def test_a_failed_write_leaves_the_old_page(
+    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(num_images=1)
+    before = write_report(run).read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("vastdet.evaluation.files.os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_report(run, title="new")
+    assert (run / "index.html").read_bytes() == before
+    assert sorted(p.name for p in run.iterdir() if p.name.startswith(".")) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(59.6, "1 min 0 s"), (75, "1 min 15 s"), (3725, "1 h 2 min")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
