@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluators by name: Metadata.evaluator_type picks one."""
 
-import logging
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -16,17 +15,19 @@ EVALUATOR_REGISTRY.__doc__ = """
 Evaluators by Metadata.evaluator_type: called as `name(cfg, dataset_name, output_folder)`.
 """
 
-FEDERATED_NOTE = (
-    "These are COCO's metrics on an LVIS dataset: a detection of a category that nobody looked for "
-    "in its image counts as a false positive. They are not comparable with published LVIS AP."
-)
-TREE_NOTE = (
-    "These are COCO's metrics on a V3Det dataset: a detection of a parent or child of the labelled "
-    "category counts as a false positive. V3Det's own AP, which ignores those, is higher: by "
-    "0.2 to 0.7 in published tables."
-)
-
-logger = logging.getLogger(__name__)
+# How COCO's numbers must be read on datasets whose own metrics are not here yet.
+NOTES = {
+    "lvis": (
+        "These are COCO's metrics on an LVIS dataset: a detection of a category that nobody looked "
+        "for in its image counts as a false positive. They are not comparable with published LVIS "
+        "AP."
+    ),
+    "v3det": (
+        "These are COCO's metrics on a V3Det dataset: a detection of a parent or child of the "
+        "labelled category counts as a false positive. V3Det's own AP, which ignores those, is "
+        "higher: by 0.2 to 0.7 in published tables."
+    ),
+}
 
 
 def build_evaluator(
@@ -54,12 +55,12 @@ def coco(cfg: CfgNode, dataset_name: str, output_folder: str | Path | None) -> D
 
 def lvis(cfg: CfgNode, dataset_name: str, output_folder: str | Path | None) -> DatasetEvaluator:
     """COCO's metrics on LVIS annotations, with a note that they are not LVIS's."""
-    return CocoEvaluator(cfg, dataset_name, output_folder, note=FEDERATED_NOTE)
+    return CocoEvaluator(cfg, dataset_name, output_folder, note=NOTES["lvis"])
 
 
 def v3det(cfg: CfgNode, dataset_name: str, output_folder: str | Path | None) -> DatasetEvaluator:
     """COCO's metrics on V3Det annotations, with a note that they are not V3Det's."""
-    return CocoEvaluator(cfg, dataset_name, output_folder, note=TREE_NOTE)
+    return CocoEvaluator(cfg, dataset_name, output_folder, note=NOTES["v3det"])
 
 
 def pascal_voc(

@@ -14,11 +14,11 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 
 from vastdet.evaluation.detections import NO_DETECTIONS, Detections, from_instances, to_coco
-from vastdet.evaluation.engines import accumulate
 from vastdet.evaluation.files import write_json
 from vastdet.evaluation.ground_truth import GroundTruth, ground_truth_of_dataset
-from vastdet.evaluation.metrics import Scores, score
+from vastdet.evaluation.metrics import Scores
 from vastdet.evaluation.report import ReportOptions, log_scores, write_report
+from vastdet.evaluation.scoring import score_detections
 
 # Beyond this many categories `AP-name` is left to the files: every key becomes a training scalar.
 MAX_CATEGORY_KEYS = 500
@@ -148,20 +148,14 @@ class CocoEvaluator(DatasetEvaluator):
 
     def score(self, detections: Detections) -> dict[str, Scores]:
         """Scores by IoU type: bbox, and segm where both sides have masks."""
-        iou_types = ["bbox"]
-        if detections.masks is not None and self.ground_truth.segmentations is not None:
-            iou_types.append("segm")
-        results = {}
-        for iou_type in iou_types:
-            curves = accumulate(
-                self.ground_truth,
-                detections,
-                engine=self.engine,
-                iou_type=iou_type,
-                max_dets=self.max_dets,
-            )
-            results[iou_type] = score(curves, self.ground_truth, detections)
-        return results
+        both = detections.masks is not None and self.ground_truth.segmentations is not None
+        return score_detections(
+            self.ground_truth,
+            detections,
+            iou_types=["bbox", "segm"] if both else ["bbox"],
+            engine=self.engine,
+            max_dets=self.max_dets,
+        )
 
     def _report_coverage(self, seen: Sequence[np.ndarray], detections: Detections) -> None:
         total, distinct = len(self.ground_truth.image_ids), len(np.unique(np.concatenate(seen)))

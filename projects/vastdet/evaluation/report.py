@@ -7,8 +7,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from detectron2.utils.logger import create_small_table
 
+from vastdet.evaluation import plots
+from vastdet.evaluation.confusion import confusion_matrix
 from vastdet.evaluation.detections import Detections
 from vastdet.evaluation.files import write_csv, write_json
 from vastdet.evaluation.ground_truth import GroundTruth
@@ -73,7 +76,44 @@ def write_report(
             "frequency": result.frequency,
             "per_category": [dict(zip(header, row, strict=True)) for row in rows],
         }
+        if options.plots:
+            write_score_plots(folder, suffix, result, ground_truth)
+    if options.plots:
+        write_confusion(folder, ground_truth, detections, options.confusion_score)
     write_json(folder / "metrics.json", content, indent=1)
+
+
+def write_score_plots(folder: Path, suffix: str, scores: Scores, ground_truth: GroundTruth) -> None:
+    """Precision-recall curves, AP by size and AP by frequency."""
+    plots.save(
+        plots.plot_precision_recall(scores, ground_truth), folder / f"precision_recall{suffix}.png"
+    )
+    plots.save(plots.plot_sizes(scores), folder / f"ap_by_size{suffix}.png")
+    plots.save(plots.plot_frequency(scores, ground_truth), folder / f"ap_by_frequency{suffix}.png")
+
+
+def write_confusion(
+    folder: Path, ground_truth: GroundTruth, detections: Detections, score_threshold: float
+) -> None:
+    """The confusion matrix of boxes as a picture, and all its pairs as a table."""
+    matrix = confusion_matrix(ground_truth, detections, score_threshold=score_threshold)
+    labels = [*ground_truth.labels, "(background)"]
+    totals = np.bincount(matrix.labelled, weights=matrix.count, minlength=matrix.num_categories + 1)
+    order = np.argsort(-matrix.count, kind="stable")
+    write_csv(
+        folder / "confusion_pairs.csv",
+        ("labelled", "predicted", "count", "share_of_labelled"),
+        (
+            (labels[a], labels[b], count, round(count / totals[a], 6))
+            for a, b, count in zip(
+                matrix.labelled[order].tolist(),
+                matrix.predicted[order].tolist(),
+                matrix.count[order].tolist(),
+                strict=True,
+            )
+        ),
+    )
+    plots.save(plots.plot_confusion(matrix, ground_truth), folder / "confusion_matrix.png")
 
 
 def category_table(

@@ -1,0 +1,127 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Score a COCO results file without running a model."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from rich.console import Console
+
+import vastdet  # noqa: F401  (registers the datasets)
+from vastdet.evaluation.build import NOTES
+from vastdet.evaluation.engines import ENGINES
+from vastdet.evaluation.ground_truth import GroundTruth, from_json, ground_truth_of_dataset
+from vastdet.evaluation.report import ReportOptions
+from vastdet.evaluation.scoring import score_file
+from vastdet.evaluation.tables import category_table, frequency_table, summary_table
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description="Score a COCO results file: tables on the screen; metrics.json, "
+        "per_category.csv and pictures in the output folder.",
+        epilog="example: tools/evaluate.py --annotations instances_val2017.json "
+        "--results coco_instances_results.json --output output/scores",
+    )
+    truth = parser.add_mutually_exclusive_group(required=True)
+    truth.add_argument("--dataset", metavar="NAME", help="a registered dataset")
+    truth.add_argument("--annotations", metavar="JSON", help="a COCO-format annotation file")
+    parser.add_argument(
+        "--results",
+        metavar="JSON",
+        required=True,
+        type=Path,
+        help="detections, a COCO results file",
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", required=True, type=Path, help="folder for the report"
+    )
+    parser.add_argument(
+        "--iou-type", choices=("bbox", "segm"), default="bbox", help="boxes or masks"
+    )
+    parser.add_argument(
+        "--max-dets",
+        metavar="N",
+        type=int,
+        nargs="+",
+        default=[1, 10, 100],
+        help="detections an image and category that count: AR at each, AP at the last "
+        "(default: 1 10 100)",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=sorted(ENGINES),
+        default="hotcoco",
+        help="hotcoco is fast, pycocotools the reference (default: hotcoco)",
+    )
+    parser.add_argument(
+        "--confusion-score",
+        metavar="S",
+        type=float,
+        default=0.3,
+        help="lowest score in the confusion matrix (default: 0.3)",
+    )
+    parser.add_argument("--no-plots", action="store_true", help="write no pictures")
+    return parser.parse_args(arguments)
+
+
+def load_ground_truth(arguments: argparse.Namespace) -> tuple[GroundTruth, str, str]:
+    """The ground truth, the dataset's name, and a note on how to read the numbers."""
+    if arguments.annotations:
+        return from_json(arguments.annotations), Path(arguments.annotations).stem, ""
+    name = arguments.dataset
+    if name not in DatasetCatalog:
+        raise ValueError(
+            f"no dataset {name!r} is registered; give --annotations FILE instead of --dataset, or "
+            f"one of: {', '.join(sorted(DatasetCatalog.list()))}"
+        )
+    kind = MetadataCatalog.get(name).get("evaluator_type", "coco")
+    return ground_truth_of_dataset(name), name, NOTES.get(kind, "")
+
+
+def run(arguments: argparse.Namespace, console: Console) -> None:
+    """Score, write, print."""
+    with console.status("reading ground truth") as status:
+        ground_truth, dataset, note = load_ground_truth(arguments)
+        scores = score_file(
+            arguments.results,
+            ground_truth,
+            arguments.output,
+            dataset=dataset,
+            iou_type=arguments.iou_type,
+            engine=arguments.engine,
+            max_dets=arguments.max_dets,
+            options=ReportOptions(
+                plots=not arguments.no_plots, confusion_score=arguments.confusion_score, note=note
+            ),
+            step=status.update,
+        )
+    console.print(category_table(scores, ground_truth))
+    groups = frequency_table(scores)
+    if groups is not None:
+        console.print(groups)
+    title = f"{arguments.iou_type} on {dataset}: {len(ground_truth.image_ids):,} images"
+    console.print(summary_table(scores, title=title))
+    if note:
+        console.print(note, style="yellow")
+    console.print(f"report in {arguments.output}", highlight=False, soft_wrap=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 done, 2 wrong input, 130 interrupted."""
+    try:
+        run(parse_arguments(arguments), Console())
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; files already written are complete", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
