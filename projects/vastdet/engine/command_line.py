@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line of tools/train_net.py."""
+
+import argparse
+import sys
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.engine import default_argument_parser, default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from vastdet.engine.checkpoint import VastdetCheckpointer
+from vastdet.engine.config_files import choose_device, load_config, merge_opts, set_num_classes
+from vastdet.engine.dataset_checks import check_class_counts, check_datasets, class_count
+from vastdet.engine.launch import launch, share_processor_cores
+from vastdet.engine.trainer import Trainer
+
+EPILOG = """
+Examples:
+
+Train:
+    $ train_net.py --config-file configs/quick/fcos.yaml OUTPUT_DIR output/fcos
+
+Train on your own data, in COCO format; the number of classes is taken from it:
+    $ train_net.py --config-file configs/quick/fcos.yaml \\
+        --register my_train train.json images/ --register my_val val.json images/ \\
+        DATASETS.TRAIN "('my_train',)" DATASETS.TEST "('my_val',)"
+
+Go on with a run that was stopped:
+    $ train_net.py --config-file configs/quick/fcos.yaml --resume OUTPUT_DIR output/fcos
+
+Evaluate weights:
+    $ train_net.py --config-file configs/quick/fcos.yaml --eval-only \\
+        MODEL.WEIGHTS output/fcos/model_final.pth
+
+Several processes: --num-gpus N (CPU processes on a machine without CUDA), or start with
+torchrun --nproc-per-node N, or srun.
+"""
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Detectron2's arguments and --register."""
+    parser = default_argument_parser(EPILOG)
+    parser.description = "Train or evaluate a detector."
+    parser.add_argument(
+        "--register",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "JSON", "IMAGES"),
+        help="register a dataset in COCO format; may be given several times",
+    )
+    # A free port of this machine, so that two runs do not meet.
+    parser.set_defaults(dist_url="auto")
+    return parser
+
+
+def register_datasets(arguments: argparse.Namespace) -> None:
+    """Register the datasets of --register; spawned processes need it again."""
+    for name, json_file, image_root in arguments.register:
+        if name not in DatasetCatalog.list():
+            register_coco_instances(name, {}, json_file, image_root)
+
+
+def build_config(arguments: argparse.Namespace) -> CfgNode:
+    """The frozen config of a command line, with the class count of registered data."""
+    cfg = load_config(arguments.config_file, arguments.opts)
+    used = cfg.DATASETS.TEST if arguments.eval_only else cfg.DATASETS.TRAIN
+    check_datasets(used)
+    own = [name for name, *_ in arguments.register if name in used]
+    if own:
+        set_num_classes(cfg, class_count(own[0]))
+        merge_opts(cfg, arguments.opts)
+    cfg = choose_device(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def evaluate(cfg: CfgNode, *, resume: bool) -> dict[str, Any]:
+    """Score MODEL.WEIGHTS, or with `resume` the newest checkpoint, on DATASETS.TEST."""
+    model = Trainer.build_model(cfg)
+    check_class_counts(cfg, model, cfg.DATASETS.TEST)
+    checkpointer = VastdetCheckpointer(model, cfg.OUTPUT_DIR)
+    path = cfg.MODEL.WEIGHTS
+    if resume and checkpointer.has_checkpoint():
+        path = checkpointer.newest_good_checkpoint()
+    if not path:
+        raise ValueError(
+            "There is nothing to evaluate: set MODEL.WEIGHTS, or --resume for the newest "
+            "checkpoint of OUTPUT_DIR."
+        )
+    checkpointer.load(path, checkpointables=[], complete=True)
+    return Trainer.test(cfg, model)
+
+
+def run(cfg: CfgNode, arguments: argparse.Namespace) -> None:
+    """Train or evaluate in this process of the run."""
+    register_datasets(arguments)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="vastdet")
+    default_setup(cfg, arguments)
+    share_processor_cores(cfg.MODEL.DEVICE)
+    if arguments.eval_only:
+        evaluate(cfg, resume=arguments.resume)
+        return
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=arguments.resume)
+    trainer.train()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run tools/train_net.py; return its exit code, 2 for input that cannot be used."""
+    arguments = argument_parser().parse_args(argv)
+    try:
+        register_datasets(arguments)
+        cfg = build_config(arguments)
+        launch(run, arguments, device=cfg.MODEL.DEVICE, args=(cfg, arguments))
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

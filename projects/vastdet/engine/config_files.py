@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Config files: read safely, with errors that say what to write instead."""
+
+import difflib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from detectron2.config import CfgNode, get_cfg
+
+import vastdet.config
+
+logger = logging.getLogger(__name__)
+
+# Heads that count other things than detection categories.
+OTHER_CLASS_COUNTS = ("SEM_SEG_HEAD", "PANOPTIC")
+
+
+def load_config(config_file: str | Path | None = None, opts: Sequence[Any] = ()) -> CfgNode:
+    """Detectron2's and vastdet's defaults, then a YAML file, then KEY VALUE pairs.
+
+    The YAML may name its base in `_BASE_`; it is loaded without running code. Raises
+    FileNotFoundError for a missing file and ValueError for an unknown key (naming the closest
+    one), a value of the wrong type, YAML that is malformed or asks for Python objects, or a KEY
+    without VALUE.
+    """
+    cfg = get_cfg()
+    vastdet.config.add_vastdet_config(cfg)
+    if config_file:
+        merge_file(cfg, str(config_file))
+    merge_opts(cfg, opts)
+    return cfg
+
+
+def merge_file(cfg: CfgNode, path: str) -> None:
+    """Merge a YAML file into `cfg` in place; see `load_config` for errors."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no config file {path}; look for one in configs/.")
+    try:
+        content = CfgNode.load_yaml_with_base(path, allow_unsafe=False)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: its _BASE_ {error.filename} does not exist.") from error
+    except yaml.constructor.ConstructorError as error:
+        raise ValueError(
+            f"{path} asks for Python objects ({error.problem}), which could run code. Write plain "
+            "values; lists are accepted where a config holds tuples."
+        ) from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not well-formed YAML: {error}") from error
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{path} must hold KEY: VALUE lines; it is empty or a list.") from error
+    for key in leaf_keys(content):
+        check_key(cfg, key, path)
+    cfg.merge_from_file(path, allow_unsafe=False)
+
+
+def merge_opts(cfg: CfgNode, opts: Sequence[Any]) -> None:
+    """Merge KEY VALUE pairs into `cfg` in place; see `load_config` for errors."""
+    if len(opts) % 2:
+        raise ValueError(
+            f"KEY VALUE pairs are expected; {opts[-1]!r} has no value in {list(opts)}."
+        )
+    for key in opts[::2]:
+        check_key(cfg, key, "the command line")
+    cfg.merge_from_list(list(opts))
+
+
+def leaf_keys(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted names of all values in nested dicts."""
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from leaf_keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def check_key(cfg: CfgNode, key: str, source: str) -> None:
+    """Raise ValueError, naming the closest known key, when `cfg` has no such key."""
+    node = cfg
+    for part in key.split("."):
+        if not isinstance(node, dict):
+            break
+        if part not in node:
+            if isinstance(node, CfgNode) and node.is_new_allowed():
+                return
+            break
+        node = node[part]
+    else:
+        return
+    known = list(leaf_keys(cfg))
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    # A key in the wrong node: the same last part elsewhere.
+    close = close or [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
+    hint = f"Did you mean {close[0]}?" if close else "See the config.py of each sub-package."
+    raise ValueError(f"Unknown config key {key} in {source}. {hint}")
+
+
+def class_count_keys(cfg: CfgNode) -> list[str]:
+    """The keys that hold a number of detection categories, such as MODEL.ROI_HEADS.NUM_CLASSES."""
+    return [
+        key
+        for key in leaf_keys(cfg)
+        if key.startswith("MODEL.")
+        and key.endswith(".NUM_CLASSES")
+        and not any(part.startswith(OTHER_CLASS_COUNTS) for part in key.split("."))
+    ]
+
+
+def set_num_classes(cfg: CfgNode, num_classes: int) -> None:
+    """Set every number of detection categories in `cfg` in place."""
+    frozen = cfg.is_frozen()
+    cfg.defrost()
+    for key in class_count_keys(cfg):
+        cfg.merge_from_list([key, num_classes])
+    if frozen:
+        cfg.freeze()
+
+
+def choose_device(cfg: CfgNode) -> CfgNode:
+    """`cfg` itself, or a copy on the CPU when it asks for CUDA and none is visible (logged)."""
+    if not cfg.MODEL.DEVICE.startswith("cuda") or torch.cuda.is_available():
+        return cfg
+    logger.warning("No CUDA device is visible: MODEL.DEVICE cpu is used.")
+    frozen = cfg.is_frozen()
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    if frozen:
+        cfg.freeze()
+    return cfg
