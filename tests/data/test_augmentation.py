@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Augmentations: colours against torchvision, boxes against marked pixels, config errors."""
+
+import colorsys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.utils.env import seed_all_rng
+from torchvision.transforms.v2 import functional as tv
+
+from vastdet.data.augmentation import (
+    RandomColorJitter,
+    RandomZoomOut,
+    build_augmentations,
+    color_matrix,
+)
+
+
+@pytest.fixture
+def photograph() -> np.ndarray:
+    """Colours far enough from 0 and 255 that nothing is clipped on the way."""
+    return np.random.default_rng(0).integers(90, 160, (40, 50, 3), dtype=np.uint8)
+
+
+def jittered(image: np.ndarray, *factors: float, image_format: str = "RGB") -> np.ndarray:
+    matrix = color_matrix(image, *factors, image_format=image_format)
+    flat = image.reshape(-1, 3) @ matrix[:, :3].T + matrix[:, 3]
+    return flat.reshape(image.shape)
+
+
+def test_colours_equal_torchvision(photograph: np.ndarray) -> None:
+    image = torch.from_numpy(photograph).permute(2, 0, 1)
+    expected = tv.adjust_saturation(tv.adjust_contrast(tv.adjust_brightness(image, 1.2), 0.8), 1.3)
+    ours = jittered(photograph, 1.2, 0.8, 1.3, 0.0)
+    # torchvision rounds down to whole numbers after each of the three.
+    assert np.abs(ours - expected.permute(1, 2, 0).numpy()).max() < 3
+
+
+def test_bgr_is_rgb_in_another_order(photograph: np.ndarray) -> None:
+    factors = (1.1, 0.9, 1.4, 0.1)
+    reverse = jittered(photograph[:, :, ::-1].copy(), *factors, image_format="BGR")
+    np.testing.assert_allclose(reverse[:, :, ::-1], jittered(photograph, *factors), atol=1e-6)
+
+
+def test_hue_turns_and_keeps_the_luma() -> None:
+    image = np.array([[[150, 100, 100]]], dtype=np.uint8)
+    third = jittered(image, 1, 1, 1, 1 / 3)[0, 0]
+    # From red (hue 0) by a third of the circle: to green or blue.
+    hue = colorsys.rgb_to_hsv(*(third / 255))[0]
+    assert min(abs(hue - 1 / 3), abs(hue - 2 / 3)) < 0.06
+    luma = np.array([0.299, 0.587, 0.114])
+    assert abs(third @ luma - image[0, 0] @ luma) < 0.01
+    np.testing.assert_allclose(jittered(image, 1, 1, 1, 1.0), image, atol=1e-6)
+
+
+def test_jitter_keeps_boxes_type_and_clips() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)
+    inputs = T.AugInput(image, boxes=np.array([[1.0, 2, 3, 4]]))
+    RandomColorJitter(brightness=0.9, contrast=0.9, saturation=0.9, hue=0.5)(inputs)
+    assert inputs.image.dtype == np.uint8
+    assert inputs.image.shape == image.shape
+    assert not np.array_equal(inputs.image, image)
+    np.testing.assert_array_equal(inputs.boxes, [[1, 2, 3, 4]])
+
+
+def test_strong_light_clips_instead_of_wrapping() -> None:
+    image = np.full((2, 2, 3), 200, dtype=np.uint8)
+    matrix = color_matrix(image, 2.0, 1.0, 1.0, 0.0, image_format="RGB")
+    assert (cv2.transform(image, matrix) == 255).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_zoom_out_moves_the_box_with_its_pixels(seed: int) -> None:
+    seed_all_rng(seed)
+    image = np.zeros((120, 160, 3), dtype=np.uint8)
+    image[30:90, 40:120] = 255
+    inputs = T.AugInput(image, boxes=np.array([[40.0, 30, 120, 90]]))
+    RandomZoomOut(4.0, fill=7)(inputs)
+    assert inputs.image.shape == image.shape
+    rows, columns = np.nonzero(inputs.image[..., 0] > 127)
+    seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert np.abs(inputs.boxes[0] - seen).max() <= 1
+    assert (inputs.image == 7).any() or np.prod(inputs.boxes[0, 2:]) > 0.9 * 120 * 90
+
+
+def test_zoom_out_of_one_pixel() -> None:
+    inputs = T.AugInput(np.full((1, 1, 3), 9, np.uint8), boxes=np.array([[0.0, 0, 1, 1]]))
+    RandomZoomOut(4.0, fill=0)(inputs)
+    assert inputs.image.tolist() == [[[9, 9, 9]]]
+
+
+def kinds(augmentations: list) -> list[str]:
+    return [type(getattr(a, "aug", a)).__name__ for a in augmentations]
+
+
+def test_order_from_config(cfg: CfgNode) -> None:
+    assert kinds(build_augmentations(cfg, True)) == ["ResizeShortestEdge", "RandomFlip"]
+    cfg.INPUT.ZOOM_IN.PROB = cfg.INPUT.ZOOM_OUT.PROB = 0.5
+    cfg.INPUT.COLOR_JITTER.HUE = 0.1
+    cfg.INPUT.CROP.ENABLED = True
+    assert kinds(build_augmentations(cfg, True)) == [
+        "RandomCrop",
+        "RandomCrop",
+        "ResizeShortestEdge",
+        "RandomColorJitter",
+        "RandomZoomOut",
+        "RandomFlip",
+    ]
+    assert kinds(build_augmentations(cfg, False)) == ["ResizeShortestEdge"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("COLOR_JITTER.BRIGHTNESS", -0.1),
+        ("COLOR_JITTER.CONTRAST", 1.5),
+        ("COLOR_JITTER.HUE", 0.6),
+        ("ZOOM_OUT.PROB", 1.5),
+        ("ZOOM_OUT.MAX_RATIO", 0.5),
+        ("ZOOM_IN.PROB", -1.0),
+        ("ZOOM_IN.MIN_RATIO", 0.0),
+    ],
+)
+def test_values_out_of_range(cfg: CfgNode, key: str, value: float) -> None:
+    cfg.INPUT.ZOOM_IN.PROB = cfg.INPUT.ZOOM_OUT.PROB = 0.5
+    cfg.merge_from_list([f"INPUT.{key}", value])
+    with pytest.raises(ValueError, match=f"INPUT.{key} is {value}; it must lie in"):
+        build_augmentations(cfg, True)
+
+
+def test_jitter_needs_colour(cfg: CfgNode) -> None:
+    cfg.INPUT.COLOR_JITTER.CONTRAST = 0.2
+    cfg.INPUT.FORMAT = "L"
+    with pytest.raises(ValueError, match=r"needs images in BGR or RGB, got INPUT\.FORMAT 'L'"):
+        build_augmentations(cfg, True)
