@@ -13,6 +13,7 @@ from vastdet.report.charts import format_number
 from vastdet.report.gallery import Gallery, read_gallery
 from vastdet.report.run_folder import Evaluation, Run, read_run
 from vastdet.report.sections import (
+    backbone_name,
     categories_section,
     commands_section,
     config_section,
@@ -143,11 +144,12 @@ def default_title(run: Run) -> str:
 def lead(run: Run) -> str:
     """One sentence under the title."""
     trained = ", ".join(run.config.get("DATASETS", {}).get("TRAIN") or ())
-    parts = [f"Trained on {trained}" if trained else "", run_length(run)]
+    backbone = backbone_name(run.config)
+    parts = [backbone, f"trained on {trained}" if trained else "", run_length(run)]
     evaluated = ", ".join(e.dataset for e in run.evaluations)
     parts.append(f"evaluated on {evaluated}" if evaluated else "not evaluated yet")
     text = ", ".join(p for p in parts if p)
-    return f"{text[:1].upper()}{text[1:]}."
+    return f"{text[:1].upper() if not backbone else text[:1]}{text[1:]}."
 
 
 def run_length(run: Run) -> str:

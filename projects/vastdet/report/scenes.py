@@ -4,6 +4,7 @@
 The boxes stay in the pixels of the picture as stored; the embedded copy may be smaller.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from html import escape
 
@@ -11,6 +12,8 @@ from vastdet.report.gallery import MIN_SHOWN_SCORE, Scene, ShownBox
 from vastdet.report.images import jpeg_data_uri
 
 MAX_LABEL_LENGTH = 28
+MAX_NAMES = 6
+MAX_LABELLED_BOXES = 4  # more labels than this cover a small picture
 
 
 def draw_scene(scene: Scene, number: int, threshold: float) -> str:
@@ -19,16 +22,18 @@ def draw_scene(scene: Scene, number: int, threshold: float) -> str:
     kept = [b for b in scene.detections if b.score >= threshold]
     num_found = sum(b.score >= max(threshold, MIN_SHOWN_SCORE) for b in scene.ground_truth)
     num_false = sum(not b.correct for b in kept)
+    few = max(len(scene.ground_truth), len(kept)) <= MAX_LABELLED_BOXES
     left = describe("Ground truth", scene.ground_truth)
     right = describe(f"Detections above {threshold:.2f}", kept)
     return (
-        f'<article class="scene" id="scene-{number}">'
+        f'<article class="scene{" few" if few else ""}" id="scene-{number}">'
         '<div class="panels">'
         f"{draw_panel(scene, source, left, scene.ground_truth, threshold, 'truth')}"
         f"{draw_panel(scene, source, right, scene.detections, threshold, 'guess')}</div>"
         f'<p class="tally"><b data-found>{num_found}</b> of <span data-all>'
         f"{len(scene.ground_truth)}</span> found, <b data-false>{num_false}</b> false"
-        f'<span class="file">{escape(shorten(scene.name, 40))}</span></p></article>'
+        f'<span class="file">{escape(shorten(scene.name, 40))}</span></p>'
+        f'<p class="names">{escape(list_names(scene.ground_truth))}</p></article>'
     )
 
 
@@ -40,7 +45,7 @@ def draw_panel(
     marks = "".join(draw_box(b, kind, threshold, width, height) for b in boxes)
     unit = max(width, height) / 30
     return (
-        f'<div class="panel" style="aspect-ratio:{width}/{height}">'
+        f'<div class="panel" style="--ratio:{width}/{height}">'
         f'<img src="{source}" alt="{escape(alt)}" loading="lazy" decoding="async">'
         f'<svg class="boxes {kind}" viewBox="0 0 {width} {height}" aria-hidden="true"'
         f' style="--unit:{unit:.2f}px">{marks}</svg></div>'
@@ -73,6 +78,14 @@ def describe(what: str, boxes: Sequence[ShownBox]) -> str:
     """An alternative text: how many boxes, and the categories of the first few."""
     names = ", ".join(b.label for b in boxes[:6]) + (", and more" if len(boxes) > 6 else "")
     return f"{what}: {len(boxes)} box{'' if len(boxes) == 1 else 'es'}{': ' * bool(boxes)}{names}"
+
+
+def list_names(boxes: Sequence[ShownBox]) -> str:
+    """The categories in a picture, the most frequent first, each with its count above one."""
+    counts = Counter(b.label for b in boxes).most_common()
+    names = [f"{name} ({count})" if count > 1 else name for name, count in counts]
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more or "no objects"
 
 
 def shorten(text: str, length: int) -> str:

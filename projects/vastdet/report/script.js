@@ -49,6 +49,20 @@ for (const panels of document.querySelectorAll(".scene .panels")) {
     viewer.showModal();
   });
 }
+for (const image of document.querySelectorAll(".plot img")) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "open";
+  button.setAttribute("aria-label", `Enlarge: ${image.alt}`);
+  image.replaceWith(button);
+  button.append(image);
+  button.addEventListener("click", () => {
+    const copy = image.cloneNode();
+    copy.className = "single";
+    viewer.querySelector(".stage").replaceChildren(copy);
+    viewer.showModal();
+  });
+}
 viewer.addEventListener("click", (event) => {
   if (event.target === viewer) viewer.close();
 });

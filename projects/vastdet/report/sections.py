@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from vastdet.report.charts import Series, format_number, line_chart
 from vastdet.report.gallery import MIN_SHOWN_SCORE, Gallery
@@ -25,7 +26,13 @@ from vastdet.report.tables import category_table, metrics_table
 from vastdet.version import __version__
 
 ARCHITECTURE_NAMES = {"GeneralizedRCNN": "R-CNN"}
-PLOT_NAMES = {"pr_curve": "Precision and recall", "confusion_matrix": "Confusion matrix"}
+PLOT_NAMES = {
+    "precision_recall": "Precision and recall",
+    "ap_by_size": "Size of the object",
+    "ap_by_frequency": "Frequency of the category",
+    "confusion_matrix": "Confusion matrix",
+}
+WIDE_PLOT = 1.7  # width to height from which a plot takes the whole row
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ def missing(text: str) -> str:
 
 
 def model_name(config: dict[str, Any]) -> str:
-    """The architecture and backbone as the config calls them, or "" without a config."""
+    """The architecture under its usual name, or "" without a config."""
     model = config.get("MODEL", {})
     name = ARCHITECTURE_NAMES.get(model.get("META_ARCHITECTURE"), model.get("META_ARCHITECTURE"))
     if not name:
@@ -65,12 +72,20 @@ def model_name(config: dict[str, Any]) -> str:
             model.get("ROI_HEADS", {}).get("NAME"),
             "Fast R-CNN" if model.get("LOAD_PROPOSALS") else "Faster R-CNN",
         )
-    timm_name = model.get("TIMM", {}).get("NAME", "")
-    backbone = model.get("BACKBONE", {}).get("NAME", "")
-    if "timm" in backbone and timm_name:
-        backbone = timm_name
-    backbone = re.sub(r"^build_|_backbone$", "", backbone).replace("_", " ")
-    return f"{name} ({backbone})" if backbone else str(name)
+    return str(name)
+
+
+def backbone_name(config: dict[str, Any]) -> str:
+    """The backbone in short, for example "ResNet-50 FPN", or "" without a config."""
+    model = config.get("MODEL", {})
+    builder = str(model.get("BACKBONE", {}).get("NAME", ""))
+    plain = re.sub(r"^build_(retinanet_|fcos_)?|_backbone.*$", "", builder)
+    pyramid = " FPN" if "fpn" in plain else ""
+    if "timm" in plain:
+        return f"{model.get('TIMM', {}).get('NAME', 'timm')}{pyramid}"
+    if "resnet" in plain:
+        return f"ResNet-{model.get('RESNETS', {}).get('DEPTH', '')}{pyramid}"
+    return plain.replace("_", " ")
 
 
 def curves_section(run: Run) -> Section:
@@ -95,7 +110,12 @@ def curves_section(run: Run) -> Section:
 
 def chart(run: Run, names: Sequence[str], title: str, y_label: str = "") -> str:
     """One line chart of the scalars `names`."""
-    series = [Series(n.removeprefix("bbox/"), *run.series(n)) for n in names]
+    series = []
+    for name in names:
+        iterations, values = run.series(name)
+        # Detectron2 counts iterations from 0; a reader counts those that are done.
+        done = [i + 1 for i in iterations]
+        series.append(Series(name.removeprefix("bbox/"), done, values))
     return line_chart(series, title=title, y_label=y_label)
 
 
@@ -151,11 +171,17 @@ def plots_section(evaluations: Sequence[Evaluation]) -> Section:
     """The pictures that the evaluators drew."""
     figures = []
     for evaluation in evaluations:
-        for file in evaluation.pictures:
+        known = list(PLOT_NAMES)
+        for file in sorted(
+            evaluation.pictures,
+            key=lambda f: known.index(f.stem) if f.stem in known else len(known),
+        ):
             name = PLOT_NAMES.get(file.stem, file.stem.replace("_", " ").capitalize())
-            text = escape(f"{name} on {evaluation.dataset}")
+            text = escape(f"{name} on {evaluation.dataset}" if len(evaluations) > 1 else name)
+            with Image.open(file) as picture:
+                wide = " wide" if picture.width > WIDE_PLOT * picture.height else ""
             figures.append(
-                f'<figure class="plot"><figcaption>{text}</figcaption>'
+                f'<figure class="plot{wide}"><figcaption>{text}</figcaption>'
                 f'<img src="{image_data_uri(file)}" alt="{text}" loading="lazy"></figure>'
             )
     body = f'<div class="grid">{"".join(figures)}</div>' if figures else ""
@@ -185,7 +211,8 @@ def facts_section(run: Run) -> Section:
         facts.append(("Waiting for data", f"{share:.0%} of the time"))
     if batch_size:
         facts.append(("Images an iteration", str(batch_size)))
-    facts += [("Model", model_name(run.config) or "unknown"), *machine_facts(run)]
+    model = ", ".join(p for p in (model_name(run.config), backbone_name(run.config)) if p)
+    facts += [("Model", model or "unknown"), *machine_facts(run)]
     rows = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts)
     return Section("machine", "Speed and machine", f'<dl class="card facts">{rows}</dl>')
 

@@ -10,9 +10,9 @@ MIN_ROWS_TO_SEARCH = 15
 NAME_COLUMNS = ("name", "category", "category_name", "class")
 HIDDEN_COLUMNS = ("category_id",)
 COLUMN_TITLES = {
-    "ap": "AP", "ap50": "AP50", "ap75": "AP75", "aps": "AP small", "apm": "AP medium",
-    "apl": "AP large", "ar": "AR", "num_boxes": "objects", "num_images": "images",
-    "num_detections": "detections",
+    "name": "category", "ap": "AP", "ap50": "AP50", "ap75": "AP75", "aps": "AP small",
+    "apm": "AP medium", "apl": "AP large", "ar": "AR", "num_boxes": "objects",
+    "num_images": "images", "num_detections": "detections",
 }  # fmt: skip
 MEANINGS = {
     "AP": "mean over IoU 0.50 to 0.95",
