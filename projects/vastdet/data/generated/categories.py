@@ -81,11 +81,25 @@ class Composition(NamedTuple):
     @property
     def name(self) -> str:
         """A phrase that a text encoder can read, such as "red star with blue stripes"."""
+        return self.phrase(self.shape)
+
+    def phrase(self, shape_word: str) -> str:
+        """The name with another word, such as the plural, for the shape."""
         adjective, noun = PATTERNS[self.pattern]
         if self.pattern_colour is None:
-            return f"{self.colour} {adjective} {self.shape}"
-        article = "a " if self.pattern in _SINGULAR_PATTERNS else ""
-        return f"{self.colour} {self.shape} with {article}{self.pattern_colour} {noun}"
+            return f"{self.colour} {adjective} {shape_word}"
+        colour = self.pattern_colour
+        if self.pattern in _SINGULAR_PATTERNS:
+            colour = with_article(colour)
+        return f"{self.colour} {shape_word} with {colour} {noun}"
+
+    @property
+    def second_colour(self) -> str | None:
+        """The colour of the pattern: black or white, whichever contrasts, when it is not named."""
+        if self.pattern == "plain" or self.pattern_colour is not None:
+            return self.pattern_colour
+        luminance = np.dot(COLOURS[self.colour], (0.299, 0.587, 0.114))  # ITU-R BT.601
+        return "black" if luminance > 150 else "white"
 
     @property
     def synonyms(self) -> tuple[str, ...]:
@@ -101,9 +115,14 @@ class Composition(NamedTuple):
         """One sentence that defines the category."""
         _, noun = PATTERNS[self.pattern]
         family = _shape(self.shape).family
-        article = "An" if family[0] in "aeiou" else "A"
         surface = f"with {self.pattern_colour or 'contrasting'} {noun}" if noun else "no pattern"
-        return f"{article} {family}: {self.shape} outline, {self.colour} fill, {surface}."
+        kind = with_article(family).capitalize()
+        return f"{kind}: {self.shape} outline, {self.colour} fill, {surface}."
+
+
+def with_article(phrase: str) -> str:
+    """The phrase with "a" or "an" before it."""
+    return f"{'an' if phrase[0] in 'aeio' else 'a'} {phrase}"
 
 
 @functools.cache

@@ -26,8 +26,6 @@ from vastdet.data.generated.textures import (
 _COLOUR_JITTER = 10
 _SHAPE_IDS = {shape.name: index for index, shape in enumerate(SHAPES)}
 _PALETTE = np.array(list(COLOURS.values()), np.float64)
-_LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
-_LIGHT, _DARK = (238, 238, 232), (38, 38, 42)
 
 
 class Scene(NamedTuple):
@@ -69,18 +67,14 @@ def _cumulative(categories: GeneratedCategories, exponent: float, base_only: boo
 @functools.lru_cache(maxsize=4096)
 def _look(categories: GeneratedCategories, category: int) -> _Look:
     composition = categories.compositions[category]
-    first = np.array(COLOURS[composition.colour], np.float64)
-    if composition.pattern_colour is not None:
-        second = np.array(COLOURS[composition.pattern_colour], np.float64)
-    else:
-        second = np.array(_DARK if first @ _LUMINANCE > 150 else _LIGHT, np.float64)
-    return _Look(_SHAPE_IDS[composition.shape], composition.pattern, np.stack([first, second]))
+    second = composition.second_colour or composition.colour
+    colours = np.array([COLOURS[composition.colour], COLOURS[second]], np.float64)
+    return _Look(_SHAPE_IDS[composition.shape], composition.pattern, colours)
 
 
-def scene_rngs(seed: tuple[int, ...]) -> tuple[np.random.Generator, np.random.Generator]:
-    """Independent generators of a scene's layout and of its pixels."""
-    layout, pixels = np.random.SeedSequence(seed).spawn(2)
-    return np.random.default_rng(layout), np.random.default_rng(pixels)
+def scene_rngs(seed: tuple[int, ...]) -> tuple[np.random.Generator, ...]:
+    """Independent generators of a scene's layout, its pixels, its texts and its labelling."""
+    return tuple(np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(4))
 
 
 def scene_layout(
@@ -191,11 +185,11 @@ def _paint(
     if look.pattern == "plain":
         image[y0:y1, x0:x1][visible.view(bool)] = colours[0]
         return
-    # The pattern level whose pixels are closest to the image's, not much finer: no aliasing.
+    # The pattern level whose pixels are about half the image's: sharp, without aliasing.
     scale = np.sqrt(abs(np.linalg.det(item.transform[:, :2])))
     pyramid = pattern_pyramid(look.pattern, look.shape)
     step = [max(to_outline[0, 0], to_outline[1, 1]) * scale for _, to_outline in pyramid]
-    level = max((i for i in range(len(pyramid)) if step[i] <= 1.0), default=0)
+    level = max((i for i in range(len(pyramid)) if step[i] <= 0.6), default=0)
     share, to_outline = pyramid[level]
     to_image = item.transform @ to_outline
     to_image[:, 2] -= [x0 + 0.5, y0 + 0.5]

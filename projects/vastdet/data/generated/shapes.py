@@ -69,9 +69,8 @@ def _heart() -> np.ndarray:
 
 
 def _crescent() -> np.ndarray:
-    outer = _arc(50, 310)
-    inner = _arc(-62, 62, radius=0.44)[::-1] * [-1, 1] + [0.53, 0]
-    return np.concatenate([outer, inner])
+    # The inner circle meets the outer one at the horns, (0.41, +-0.287).
+    return np.concatenate([_arc(35, 325), _arc(296, 64, 0.32, centre=(0.27, 0))])
 
 
 def _capsule() -> np.ndarray:

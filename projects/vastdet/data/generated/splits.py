@@ -23,7 +23,7 @@ from vastdet.data.generated.categories import (
     check_num_categories,
     generated_categories,
 )
-from vastdet.data.generated.render import Scene, render_scene, scene_layout
+from vastdet.data.generated.render import Scene, render_scene, scene_layout, scene_rngs
 from vastdet.data.generated.scene import Layout, SceneConfig
 
 logger = logging.getLogger(__name__)
@@ -126,6 +126,11 @@ class GeneratedSplit:
     def _scene_seed(self, index: int) -> tuple[int, ...]:
         return (self.seed, SPLITS[self.split], index)
 
+    def labelling_rngs(self, index: int) -> tuple[np.random.Generator, np.random.Generator]:
+        """Generators for the texts of image `index` and for its federated labelling."""
+        _, _, texts, labelling = scene_rngs(self._scene_seed(index))
+        return texts, labelling
+
     def layout(self, index: int) -> Layout:
         """Boxes and classes of image `index`, without its pixels."""
         base_only = self.split == "open_train"
@@ -178,16 +183,19 @@ class GeneratedSplit:
     def frequency_groups(self) -> tuple[str, ...]:
         """LVIS's group of each category, 'r', 'c' or 'f', by its expected training images.
 
-        A category in at most 10 images is rare, in at most 100 common (arXiv 1908.03195). The
-        expectation is over the registered training set of the same vocabulary, so that all splits
-        agree and none has to be laid out.
+        The expectation is over the registered training set of the same vocabulary, so that all
+        splits agree and none has to be laid out.
         """
         train = GeneratedSplit.default(self.num_categories, "train")
         chances = self.categories.probabilities(train.config.long_tail)
         draws = (train.config.min_objects + train.config.max_objects) / 2
-        images = train.num_images * (1 - (1 - chances) ** draws)
-        groups = np.where(images <= _COMMON, "r", np.where(images <= _FREQUENT, "c", "f"))
-        return tuple(groups.tolist())
+        return frequency_groups(train.num_images * (1 - (1 - chances) ** draws))
+
+
+def frequency_groups(image_counts: np.ndarray) -> tuple[str, ...]:
+    """LVIS's groups: rare in at most 10 images, common in at most 100, else frequent."""
+    common = np.where(image_counts <= _FREQUENT, "c", "f")
+    return tuple(np.where(image_counts <= _COMMON, "r", common).tolist())
 
 
 def parse_path(path: str) -> tuple[GeneratedSplit, int | None]:
@@ -202,7 +210,7 @@ def parse_path(path: str) -> tuple[GeneratedSplit, int | None]:
         raise ValueError(_form(path))
     split = GeneratedSplit.default(int(parts[0]), parts[1])
     if len(parts) == 4:
-        split = _with_settings(split, parts[2], path)
+        split = with_settings(split, parts[2], path)
     if parts[-1] == ANNOTATION_FILE:
         return split, None
     match = _INDEX.fullmatch(parts[-1])
@@ -224,7 +232,17 @@ def _form(path: str) -> str:
     )
 
 
-def _with_settings(split: GeneratedSplit, settings: str, path: str) -> GeneratedSplit:
+def with_settings(split: GeneratedSplit, settings: str, source: str) -> GeneratedSplit:
+    """Change fields of a set: `settings` is "field=value,...", as in a path.
+
+    Args:
+        split: the set to start from.
+        settings: fields of `SceneConfig`, `num_images` and `seed`, with their values.
+        source: where the settings come from, for the message.
+
+    Raises:
+        ValueError: an unknown field, or a value that is no number or out of range.
+    """
     types = {name: type(value) for name, value in dataclasses.asdict(split.config).items()}
     own: dict[str, Any] = {}
     scene: dict[str, Any] = {}
@@ -238,7 +256,7 @@ def _with_settings(split: GeneratedSplit, settings: str, path: str) -> Generated
         except (KeyError, ValueError) as error:
             fields = ", ".join([*types, "num_images", "seed"])
             raise ValueError(
-                f"{path}: got the setting {setting!r}; expected field=value with a number, "
+                f"{source}: got the setting {setting!r}; expected field=value with a number, "
                 f"the field one of {fields}"
             ) from error
     config = dataclasses.replace(split.config, **scene)

@@ -34,11 +34,11 @@ def _pattern(name: str, shape: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     if name == "plain":
         return np.zeros(x.shape, bool)
     if name == "striped":
-        return np.mod((x + y) * 0.7071 + 0.03, 0.24) < 0.1
+        return np.mod((x + y) * 0.7071 + 0.03, 0.27) < 0.115
     if name == "dotted":
-        rows = np.floor(y / 0.2 + 0.5)
-        dx = np.mod(x + 0.1 * np.mod(rows, 2) + 0.1, 0.2) - 0.1
-        return dx**2 + (y - 0.2 * rows) ** 2 < 0.064**2
+        rows = np.floor(y / 0.25 + 0.5)
+        dx = np.mod(x + 0.125 * np.mod(rows, 2) + 0.125, 0.25) - 0.125
+        return dx**2 + (y - 0.25 * rows) ** 2 < 0.08**2
     if name == "bordered":
         return _bordered(shape, x, y)
     if name == "halved":
@@ -46,10 +46,10 @@ def _pattern(name: str, shape: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     if name == "banded":
         return np.abs(y) < 0.15 * height
     if name == "gridded":
-        return (np.mod(x + 0.035, 0.24) < 0.07) | (np.mod(y + 0.035, 0.24) < 0.07)
+        return (np.mod(x + 0.04, 0.28) < 0.08) | (np.mod(y + 0.04, 0.28) < 0.08)
     assert name == "zigzag", name
-    wave = 0.07 * np.abs(np.mod(x / 0.13, 2) - 1) * 2
-    return np.mod(y + wave - 0.03, 0.3) < 0.12
+    wave = 0.16 * np.abs(np.mod(x / 0.15, 2) - 1)
+    return np.mod(y + wave - 0.02, 0.34) < 0.13
 
 
 @functools.cache
