@@ -19,7 +19,8 @@ def add_backbone_config(cfg: CfgNode) -> None:
     cfg.MODEL.TIMM.PRETRAINED = False
     # resN is the deepest map of stride 2^N. Stages deeper than the last one named are not built.
     cfg.MODEL.TIMM.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    # "" keeps the model's own norm; FrozenBN, SyncBN or GN (32 groups) replaces its batch norms.
+    # "" keeps the model's own norm; FrozenBN, SyncBN or GN replaces its batch norms. GN has 32
+    # groups, or as many as the greatest common divisor of 32 and the channels.
     cfg.MODEL.TIMM.NORM = ""
     # Stochastic depth rate of the deepest block; 0 turns it off.
     cfg.MODEL.TIMM.DROP_PATH = 0.0

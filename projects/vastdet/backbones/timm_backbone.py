@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec, get_norm
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
@@ -51,8 +51,7 @@ class TimmBackbone(Backbone):
             ValueError: for an unknown name, map or norm, or a norm that the network cannot take.
         """
         super().__init__()
-        strides = _feature_strides(name, in_channels)
-        index_of = {f"res{int(math.log2(s))}": i for i, s in enumerate(strides)}
+        index_of = _map_indices(name, in_channels)
         unknown = [f for f in out_features if f not in index_of]
         if unknown or not out_features:
             raise ValueError(
@@ -150,20 +149,21 @@ def _create(name: str, **options: Any) -> nn.Module:
     return timm.create_model(name, features_only=True, **options)
 
 
-def _feature_strides(name: str, in_channels: int) -> list[int]:
-    """The strides of all maps of a timm model, shallow to deep."""
+def _map_indices(name: str, in_channels: int) -> dict[str, int]:
+    """Index in timm of each map of a model, by its name here, shallow to deep."""
     import timm
     import torch
 
-    if not timm.is_model(name.split(".")[0]):
-        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3, cutoff=0.5)
+    base_name = name.split(".")[0]
+    if not timm.is_model(base_name):
+        near = difflib.get_close_matches(base_name, timm.list_models(), n=3, cutoff=0.5)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise ValueError(f"MODEL.TIMM.NAME {name!r} is not a timm model{hint}")
-    try:
-        with torch.device("meta"):
-            return _create(name, in_chans=in_channels, pretrained=False).feature_info.reduction()
-    except RuntimeError as error:
-        raise ValueError(f"MODEL.TIMM.NAME {name!r} gives no feature maps: {error}") from error
+    with torch.device("meta"):
+        info = _create(name, in_chans=in_channels, pretrained=False).feature_info
+    pairs = zip(info.reduction(), info.out_indices, strict=True)
+    # A pyramid halves from map to map: strides such as 7 or 12 have no name.
+    return {f"res{int(math.log2(s))}": i for s, i in pairs if math.log2(s).is_integer()}
 
 
 def _replace_batch_norms(body: nn.Module, norm: str, name: str) -> nn.Module:
@@ -182,12 +182,8 @@ def _replace_batch_norms(body: nn.Module, norm: str, name: str) -> nn.Module:
     if norm == "SyncBN":
         return _timm_layers().convert_sync_batchnorm(body)
     for path, module in batch_norms:
-        if module.num_features % 32:
-            raise ValueError(
-                f"MODEL.TIMM.NORM 'GN' needs channels that are multiples of 32, but {path} of "
-                f"{name!r} has {module.num_features}; use another norm or model"
-            )
-        new: nn.Module = get_norm(norm, module.num_features)
+        channels = module.num_features
+        new: nn.Module = nn.GroupNorm(math.gcd(32, channels), channels)
         if hasattr(module, "act"):
             new = nn.Sequential(new, module.drop, module.act)
         body.set_submodule(path, new)

@@ -11,7 +11,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import batched_nms
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
-from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY
 from detectron2.modeling.box_regression import Box2BoxTransformLinear
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import ImageList, Instances
@@ -138,7 +138,7 @@ class FCOS(DenseDetector):
                 centerness_on_reg=node.CENTERNESS_ON_REG,
             ),
             "head_in_features": node.IN_FEATURES,
-            "anchor_generator": DefaultAnchorGenerator(
+            "anchor_generator": ANCHOR_GENERATOR_REGISTRY.get(cfg.MODEL.ANCHOR_GENERATOR.NAME)(
                 sizes=[[s] for s in strides],
                 aspect_ratios=[1.0],
                 strides=strides,
