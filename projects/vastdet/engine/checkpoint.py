@@ -223,7 +223,8 @@ class VastdetCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         content = read_weights(filename)
-        if "matching_heuristics=True" in self._parsed_url_during_load.query:
+        url = self._parsed_url_during_load
+        if url is not None and "matching_heuristics=True" in url.query:
             content["matching_heuristics"] = True
         return content
 

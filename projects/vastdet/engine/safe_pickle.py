@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy._core import multiarray, numeric
+from numpy._core import multiarray
+from numpy._core.numeric import _frombuffer  # type: ignore[attr-defined]
 
 
 def latin1_bytes(text: str, encoding: str = "latin1") -> bytes:
@@ -28,7 +29,7 @@ ARRAY_PARTS: dict[tuple[str, str], Any] = {
     for module, name, part in (
         ("multiarray", "_reconstruct", multiarray._reconstruct),
         ("multiarray", "scalar", multiarray.scalar),
-        ("numeric", "_frombuffer", numeric._frombuffer),
+        ("numeric", "_frombuffer", _frombuffer),
     )
 }
 ALLOWED: dict[tuple[str, str], Any] = {

@@ -88,7 +88,10 @@ class TrainStep(SimpleTrainer):
 
     def _losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         enabled = self.dtype is not None
-        with torch.autocast(self.device_type, dtype=self.dtype, enabled=enabled):
+        autocast = torch.autocast(self.device_type, dtype=self.dtype, enabled=enabled)
+        # TorchScript (fvcore's focal loss) rewrites itself after the first run, and then rounds
+        # differently: a resumed process would leave the path of the one that was killed.
+        with autocast, torch.jit.optimized_execution(False):
             losses = self.model(batch)
         return {"total_loss": losses} if isinstance(losses, torch.Tensor) else losses
 

@@ -3,6 +3,7 @@
 
 import json
 import logging
+import os
 import weakref
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,7 +24,7 @@ from vastdet.data import build_test_loader, build_train_loader
 from vastdet.data.loader import TrainLoader
 from vastdet.data.random_state import preserved_random_state
 from vastdet.engine.activation_checkpointing import checkpoint_activations
-from vastdet.engine.checkpoint import VastdetCheckpointer, write_atomically
+from vastdet.engine.checkpoint import VastdetCheckpointer
 from vastdet.engine.config_files import choose_device
 from vastdet.engine.dataset_checks import check_class_counts, check_datasets
 from vastdet.engine.ema import WeightAverage
@@ -204,15 +205,19 @@ class Trainer(DefaultTrainer):
 
 
 def forget_metrics(path: Path, start_iter: int) -> None:
-    """Drop the lines of metrics.json that the resumed run will write again, or half-written."""
+    """Cut off the lines of metrics.json that a resumed run writes again, or half a line.
+
+    The file is cut in place: Detectron2's writer has it open.
+    """
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text("utf-8").splitlines():
+    kept = 0
+    for line in path.read_bytes().splitlines(keepends=True):
         try:
-            iteration = json.loads(line)["iteration"]
+            is_old = json.loads(line)["iteration"] < start_iter
         except (json.JSONDecodeError, KeyError):
-            continue
-        if iteration < start_iter:
-            kept.append(line + "\n")
-    write_atomically(path, lambda file: file.write("".join(kept).encode()))
+            is_old = False
+        if not is_old:
+            break
+        kept += len(line)
+    os.truncate(path, kept)
