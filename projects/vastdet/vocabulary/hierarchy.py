@@ -16,7 +16,7 @@ NO_NODE = -1
 MAX_NAMED = 5
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class CategoryHierarchy:
     """An immutable DAG of nodes, some or all of which are categories.
 
@@ -107,6 +107,9 @@ class CategoryHierarchy:
 
     def __len__(self) -> int:
         return len(self.node_ids)
+
+    def __repr__(self) -> str:
+        return f"CategoryHierarchy({len(self)} nodes, {len(self.edges)} edges)"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, CategoryHierarchy):

@@ -22,7 +22,7 @@ FILE_VERSION = 1
 MAX_NAMED = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CategorySpace:
     """K categories with contiguous ids 0..K-1, immutable.
 
@@ -101,6 +101,11 @@ class CategorySpace:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def __repr__(self) -> str:
+        first = ", ".join(self.names[:MAX_NAMED]) + (", ..." if len(self) > MAX_NAMED else "")
+        graph = f", {self.hierarchy!r}" if self.hierarchy is not None else ""
+        return f"CategorySpace({len(self)} categories: {first}{graph})"
 
     # Ids -----------------------------------------------------------------------------------------
 

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Registering datasets of annotation files, lazily, and the categories of any registered one."""
+
+import difflib
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
+
+from vastdet.data.coco_records import Record, load_coco_records
+from vastdet.vocabulary import CategorySpace
+
+ROOT_VARIABLE = "DETECTRON2_DATASETS"
+DEFAULT_ROOT = "datasets"
+
+
+class LazyMetadata(Metadata):
+    """Metadata that reads the categories of its dataset when they are first asked for.
+
+    Its `category_space` is the CategorySpace; `thing_classes` and
+    `thing_dataset_id_to_contiguous_id` follow from it. Reading raises FileNotFoundError where the
+    annotation file is missing.
+    """
+
+    _LAZY = ("category_space", "thing_classes", "thing_dataset_id_to_contiguous_id")
+
+    def __init__(self, *, read_space: Callable[[], CategorySpace], **values: Any) -> None:
+        super().__init__(**values)
+        self.__dict__["_read_space"] = read_space
+
+    def __getattr__(self, key: str) -> Any:
+        if key not in LazyMetadata._LAZY:
+            return super().__getattr__(key)
+        space = self.__dict__["_read_space"]()
+        self.__dict__.update(
+            category_space=space,
+            thing_classes=list(space.names),
+            thing_dataset_id_to_contiguous_id=space.dataset_id_to_contiguous_id,
+        )
+        return self.__dict__[key]
+
+
+def dataset_root() -> str:
+    """The folder of the built-in datasets, as Detectron2 has it: DETECTRON2_DATASETS."""
+    return os.path.expanduser(os.getenv(ROOT_VARIABLE, DEFAULT_ROOT))
+
+
+def require_dataset_path(path: str, dataset_name: str) -> str:
+    """`path`, a file or folder of a dataset, if it exists.
+
+    Raises:
+        FileNotFoundError: it does not; the message says where datasets are expected.
+    """
+    # Paths with a scheme belong to handlers of PathManager.
+    if not path or "://" in path or os.path.exists(os.path.expanduser(path)):
+        return path
+    value = os.getenv(ROOT_VARIABLE)
+    setting = f"{ROOT_VARIABLE}={value}" if value else f"{ROOT_VARIABLE} is not set: ./datasets"
+    raise FileNotFoundError(
+        f"dataset '{dataset_name}' needs {path}, which does not exist ({setting}); "
+        "datasets/README.md shows the expected folders"
+    )
+
+
+def register_coco(name: str, json_file: str | Path, image_root: str | Path) -> None:
+    """Register a dataset in COCO format under a name; nothing is read before it is used.
+
+    Afterwards the name works in `cfg.DATASETS`, `DatasetCatalog` and `MetadataCatalog`. The class
+    count is `len(category_space(name))`; ids may have gaps. Registering a name again with the same
+    arguments does nothing.
+
+    Args:
+        name: the dataset's name.
+        json_file: annotation file with the lists images, annotations and categories.
+        image_root: the folder that the file names in it start from.
+
+    Raises:
+        ValueError: the name is taken by another dataset. Loading raises what
+            `load_coco_records` and `CategorySpace.from_coco` raise.
+    """
+    new = {"json_file": str(json_file), "image_root": str(image_root), "evaluator_type": "coco"}
+    metadata = MetadataCatalog.get(name)
+    old = {key: metadata.get(key) for key in new}
+    if name in DatasetCatalog and old == new:
+        return
+    if name in DatasetCatalog or old not in (new, dict.fromkeys(new)):
+        raise ValueError(
+            f"dataset name '{name}' is taken: {old}; registering {new} needs another name"
+        )
+    register_annotation_file(
+        name, json_file=str(json_file), image_root=str(image_root), evaluator_type="coco"
+    )
+
+
+def register_annotation_file(
+    name: str,
+    *,
+    json_file: str,
+    image_root: str,
+    evaluator_type: str,
+    read_space: Callable[[], CategorySpace] | None = None,
+    extra_annotation_keys: Sequence[str] = (),
+) -> None:
+    """Register any dialect of COCO's format; `read_space` reads its categories (default: COCO's).
+
+    Replaces an entry of the same name.
+    """
+    MetadataCatalog[name] = LazyMetadata(
+        name=name,
+        json_file=json_file,
+        image_root=image_root,
+        evaluator_type=evaluator_type,
+        read_space=read_space or partial(_space_of_file, name, json_file),
+    )
+    load = partial(load_registered, name, extra_annotation_keys=tuple(extra_annotation_keys))
+    replace_loader(name, load)
+
+
+def load_registered(name: str, *, extra_annotation_keys: Sequence[str] = ()) -> list[Record]:
+    """The records of a dataset whose metadata has json_file and image_root.
+
+    Raises:
+        FileNotFoundError: the annotation file or the image folder does not exist.
+    """
+    metadata = MetadataCatalog.get(name)
+    for path in (metadata.json_file, metadata.image_root):
+        require_dataset_path(path, name)
+    return load_coco_records(
+        metadata.json_file,
+        os.path.expanduser(metadata.image_root),
+        category_space(name),
+        extra_annotation_keys=extra_annotation_keys,
+    )
+
+
+def replace_loader(name: str, load: Callable[[], list[Record]]) -> None:
+    """Register a loader of records under a name, in place of an earlier one."""
+    if name in DatasetCatalog:
+        DatasetCatalog.remove(name)
+    DatasetCatalog.register(name, load)
+
+
+def category_space(dataset_name: str) -> CategorySpace:
+    """The categories of a registered dataset, whoever registered it.
+
+    They come from the metadata's `category_space` or `thing_classes`, else from the categories of
+    its `json_file`, else from loading the dataset, which then must set `thing_classes`. The result
+    is kept in the metadata.
+
+    Raises:
+        FileNotFoundError: the annotation file is needed and missing.
+        ValueError: no such dataset, or its categories are nowhere stated.
+    """
+    if dataset_name not in DatasetCatalog and dataset_name not in MetadataCatalog:
+        close = difflib.get_close_matches(dataset_name, DatasetCatalog.list(), n=3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise ValueError(
+            f"no dataset '{dataset_name}' is registered{hint} (your own data: "
+            "vastdet.data.register_coco, or --register NAME JSON IMAGES)"
+        )
+    metadata = MetadataCatalog.get(dataset_name)
+    space = metadata.get("category_space")
+    if space is None:
+        space = _space_of_foreign(metadata, dataset_name)
+        metadata.category_space = space
+    return space
+
+
+def _space_of_file(dataset_name: str, json_file: str) -> CategorySpace:
+    return CategorySpace.from_coco(require_dataset_path(json_file, dataset_name))
+
+
+def _space_of_foreign(metadata: Metadata, dataset_name: str) -> CategorySpace:
+    if metadata.get("thing_classes") is None:
+        if metadata.get("json_file") is not None:
+            return _space_of_file(dataset_name, metadata.json_file)
+        if dataset_name in DatasetCatalog:
+            DatasetCatalog.get(dataset_name)
+    return CategorySpace.from_metadata(metadata)
