@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Detectron2 plugin: import it to register the parts, then call `add_vastdet_config`."""
 
-from vastdet import backbones, data, evaluation, models  # noqa: F401  (imports register the parts)
+from vastdet import backbones, data, evaluation, layers, models  # noqa: F401  (registers parts)
 from vastdet.config import add_vastdet_config
 from vastdet.version import __version__
 

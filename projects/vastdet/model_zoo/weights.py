@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of published weights: config -> where its weights come from -> converter.
+
+Nothing is downloaded here. `VASTDET_WEIGHTS` names a folder (or a URL prefix) that holds, under the
+config's name, files our checkpointer reads: `<VASTDET_WEIGHTS>/<name>.safetensors` or `.pth`.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+WEIGHTS_VARIABLE = "VASTDET_WEIGHTS"
+WEIGHT_SUFFIXES = (".safetensors", ".pth")
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """Weights that others published for one of our configs.
+
+    Attributes:
+        url: the original file.
+        converter: the `--architecture` of tools/convert_checkpoint.py that turns it into ours.
+        batch_norm_eps: epsilon the weights were trained with, for the converter.
+        box_ap: COCO val2017 box AP in percent, as its publisher states it.
+    """
+
+    url: str
+    converter: str
+    batch_norm_eps: float
+    box_ap: float
+
+
+# torchvision.models.detection documents the AP in each weights enum (meta["_metrics"]). Its
+# builders set the batch-norm epsilon of the two COCO_V1 files that carry 0.0 here to zero.
+PUBLISHED_WEIGHTS: dict[str, PublishedWeights] = {
+    "torchvision/faster_rcnn_R_50_FPN": PublishedWeights(
+        url="https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
+        converter="fasterrcnn_resnet50_fpn",
+        batch_norm_eps=0.0,
+        box_ap=37.0,
+    ),
+    "torchvision/retinanet_R_50_FPN": PublishedWeights(
+        url="https://download.pytorch.org/models/retinanet_resnet50_fpn_coco-eeacb38b.pth",
+        converter="retinanet_resnet50_fpn",
+        batch_norm_eps=0.0,
+        box_ap=36.4,
+    ),
+    "torchvision/fcos_R_50_FPN": PublishedWeights(
+        url="https://download.pytorch.org/models/fcos_resnet50_fpn_coco-99b0c9b7.pth",
+        converter="fcos_resnet50_fpn",
+        batch_norm_eps=1e-5,
+        box_ap=39.2,
+    ),
+}
+
+
+def find_weights(name: str) -> str:
+    """The path or URL of the weights of a config, below `VASTDET_WEIGHTS`.
+
+    Raises:
+        ValueError: `VASTDET_WEIGHTS` is not set.
+        FileNotFoundError: it holds no weights for this config; the message says how to get them.
+    """
+    place = os.environ.get(WEIGHTS_VARIABLE)
+    if not place:
+        raise ValueError(
+            f"trained weights of {name} were asked for, but {WEIGHTS_VARIABLE} is not set to the "
+            f"folder (or URL) that holds {name}.safetensors or .pth; {how_to_get(name)}"
+        )
+    if place.startswith(("http://", "https://")):
+        return f"{place.rstrip('/')}/{name}{WEIGHT_SUFFIXES[0]}"
+    candidates = [Path(place) / f"{name}{suffix}" for suffix in WEIGHT_SUFFIXES]
+    for path in candidates:
+        if path.is_file():
+            return str(path)
+    raise FileNotFoundError(f"no {' or '.join(map(str, candidates))}; {how_to_get(name)}")
+
+
+def how_to_get(name: str) -> str:
+    """One sentence for the user: where the weights of a config come from."""
+    published = PUBLISHED_WEIGHTS.get(name)
+    if published is None:
+        return "no weights are published for it: train it with tools/train_net.py"
+    return (
+        f"download {published.url} and run tools/convert_checkpoint.py --from torchvision "
+        f"--architecture {published.converter} --batch-norm-eps {published.batch_norm_eps:g} "
+        f"--coco-categories --input <file> --output <folder>/{name}.safetensors"
+    )

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RetinaNet: Detectron2's own, and a variant for weights trained by torchvision."""
+
+from vastdet.models.retinanet.retinanet import ClippedRetinaNet
+
+__all__ = ["ClippedRetinaNet"]
