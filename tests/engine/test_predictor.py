@@ -19,6 +19,7 @@ def small_cfg(cfg: CfgNode, tmp_path: Path) -> CfgNode:
     """A RetinaNet of a few weights, saved at random, for `generated_10_val`."""
     cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
     cfg.MODEL.BACKBONE.NAME = "build_timm_fpn_backbone"
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
     cfg.MODEL.TIMM.NAME = "resnet10t"
     cfg.MODEL.TIMM.OUT_FEATURES = ["res5"]
     cfg.MODEL.FPN.IN_FEATURES = ["res5"]
@@ -31,7 +32,9 @@ def small_cfg(cfg: CfgNode, tmp_path: Path) -> CfgNode:
     cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 64, 128
     torch.manual_seed(0)
     path = tmp_path / "model.pth"
-    torch.save({"model": build_model(cfg).state_dict()}, path)
+    model = build_model(cfg)
+    model.head.cls_score.weight.data.mul_(50)  # scores that differ
+    torch.save({"model": model.state_dict()}, path)
     cfg.MODEL.WEIGHTS = str(path)
     return cfg
 
@@ -96,7 +99,7 @@ def test_the_config_is_not_changed(small_cfg: CfgNode) -> None:
 def test_wrong_arguments_are_explained(small_cfg: CfgNode) -> None:
     with pytest.raises(ValueError, match="9 class names are given, but the model has 10"):
         Predictor(small_cfg, class_names="abcdefghi")
-    with pytest.raises(FileNotFoundError, match="no weights at missing.pth"):
+    with pytest.raises(FileNotFoundError, match=r"no weights at missing\.pth"):
         Predictor(small_cfg, "missing.pth")
     small_cfg.MODEL.WEIGHTS = ""
     with pytest.raises(ValueError, match="no weights are given"):
