@@ -68,12 +68,16 @@ def test_a_file_and_its_array_agree(
 
 
 def test_a_batch_equals_single_images(small_cfg: CfgNode, pixels: np.ndarray) -> None:
+    # Keep every box: random weights score them nearly alike, and rounding would choose.
+    small_cfg.MODEL.RETINANET.NMS_THRESH_TEST = 1.0
+    small_cfg.MODEL.RETINANET.TOPK_CANDIDATES_TEST = small_cfg.TEST.DETECTIONS_PER_IMAGE = 10**6
     predictor = Predictor(small_cfg)
-    predictor.model.double()  # so that rounding does not reorder equal scores
     images = [pixels, pixels[::-1]]
     for alone, together in zip(map(predictor, images), predictor.predict(images), strict=True):
-        torch.testing.assert_close(alone.pred_boxes.tensor, together.pred_boxes.tensor)
-        torch.testing.assert_close(alone.scores, together.scores)
+        assert len(alone) == len(together) > 100
+        torch.testing.assert_close(alone.scores.sort()[0], together.scores.sort()[0])
+        one, two = (r.pred_boxes.tensor.sort(dim=0)[0] for r in (alone, together))
+        torch.testing.assert_close(one, two, atol=1e-3, rtol=1e-4)
     assert predictor.predict([]) == []
 
 
