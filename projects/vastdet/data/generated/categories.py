@@ -157,12 +157,9 @@ def _fills(tier: Tier, colours: list[str]) -> list[tuple[str, str, str | None]]:
     return fills
 
 
-def _spread(size: int) -> int:
-    """A stride coprime to `size` and near its golden section, so that multiples spread evenly."""
-    stride = max(round(size * (math.sqrt(5) - 1) / 2), 1)
-    while math.gcd(stride, size) != 1:
-        stride += 1
-    return stride
+def _coprime(start: int, size: int) -> int:
+    """The first number from `start` on that shares no factor with `size`."""
+    return next(number for number in range(start, start + size) if math.gcd(number, size) == 1)
 
 
 def _compositions(num_categories: int) -> tuple[Composition, ...]:
@@ -170,12 +167,14 @@ def _compositions(num_categories: int) -> tuple[Composition, ...]:
     shapes = [shape.name for shape in SHAPES[: tier.shapes]]
     fills = _fills(tier, list(COLOURS)[: tier.colours])
     chosen = []
-    fill_stride = _spread(len(fills))
+    # Row r takes one fill a shape. Steps without a common factor with the number of fills, down
+    # (near the golden section) as across, spread the values of all attributes evenly, and no
+    # composition repeats within a shape.
+    down = _coprime(round(len(fills) * (math.sqrt(5) - 1) / 2), len(fills))
+    across = _coprime(2 * down + 1, len(fills))
     for index in range(num_categories):
-        # Row r takes one fill a shape; each shape starts elsewhere in the spread-out list, so
-        # values of all attributes stay balanced and no composition repeats within a shape.
         row, column = divmod(index, len(shapes))
-        fill = fills[(row * fill_stride + column * (2 * fill_stride + 1)) % len(fills)]
+        fill = fills[(row * down + column * across) % len(fills)]
         chosen.append(Composition(shapes[column], *fill))
     return tuple(chosen)
 
@@ -221,6 +220,21 @@ class GeneratedCategories:
     def novel_mask(self) -> np.ndarray:
         """Bool array K: True where the composition is held out."""
         return np.array(self.novel)
+
+    def dicts(self) -> list[dict[str, Any]]:
+        """The categories with the fields that readers of COCO, LVIS and V3Det files ask for."""
+        return [
+            {
+                "id": index + 1,
+                "name": composition.name,
+                "supercategory": composition.shape,
+                "synonyms": [composition.name, *composition.synonyms],
+                "def": composition.description,
+                "cat_info": composition.description,
+                "novel": self.novel[index],
+            }
+            for index, composition in enumerate(self.compositions)
+        ]
 
     def probabilities(self, exponent: float, *, base_only: bool = False) -> np.ndarray:
         """The chance of each category at one draw: Zipf's law, rank^-exponent, shuffled ranks.

@@ -26,24 +26,6 @@ UNVERIFIED, NOT_EXHAUSTIVE = 0.1, 0.4
 NUM_NEGATIVES = 6
 
 
-def category_dicts(split: GeneratedSplit) -> list[dict[str, Any]]:
-    """The categories with the fields that readers of COCO, LVIS and V3Det files ask for."""
-    groups = split.frequency_groups()
-    return [
-        {
-            "id": index + 1,
-            "name": composition.name,
-            "supercategory": composition.shape,
-            "synonyms": [composition.name, *composition.synonyms],
-            "def": composition.description,
-            "cat_info": composition.description,
-            "frequency": groups[index],
-            "novel": split.categories.novel[index],
-        }
-        for index, composition in enumerate(split.categories.compositions)
-    ]
-
-
 def image_dict(split: GeneratedSplit, index: int, file_name: str) -> dict[str, Any]:
     """The entry of one image in `images`."""
     size = {"height": split.config.height, "width": split.config.width}
@@ -77,7 +59,7 @@ def coco_dict(split: GeneratedSplit) -> dict[str, Any]:
     for index, layout in split.layouts():
         images.append(image_dict(split, index, f"{index:06d}.ppm"))
         annotations.extend(annotation_dicts(index, layout.objects))
-    return assemble(split, images, annotations, category_dicts(split))
+    return assemble(split, images, annotations, split.category_dicts())
 
 
 def assemble(

@@ -112,6 +112,7 @@ def render_scene(
     for number, item in enumerate(layout.objects):
         look = _look(categories, item.category)
         _paint(image, layout.instance_ids, number + 1, item, look, jitter[number])
+    _crease(image, layout.instance_ids)
     hidden = layout.instance_ids == OCCLUDER_ID
     image[hidden] = rng.integers(20, 200, 3)
     return Scene(_expose(config, rng, image), layout.objects, layout.instance_ids)
@@ -200,6 +201,14 @@ def _paint(
     table = (colours[0] + ramp * (colours[1] - colours[0])).astype(np.uint8)
     painted = cv2.LUT(cv2.merge([window] * 3), table[None])
     cv2.copyTo(painted, visible, image[y0:y1, x0:x1])
+
+
+def _crease(image: np.ndarray, ids: np.ndarray) -> None:
+    """Darken the line where two objects meet, so that equal colours do not melt into one."""
+    neighbourhood = np.ones((3, 3), np.uint8)
+    lowest = cv2.erode(ids, neighbourhood)
+    meeting = (lowest > 0) & (cv2.dilate(ids, neighbourhood) != lowest)
+    image[meeting] = image[meeting] * 0.6
 
 
 def _expose(config: SceneConfig, rng: np.random.Generator, image: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from detectron2.structures import BoxMode
 
 from vastdet.data.generated.categories import (
     GeneratedCategories,
@@ -25,6 +26,7 @@ from vastdet.data.generated.categories import (
 )
 from vastdet.data.generated.render import Scene, render_scene, scene_layout, scene_rngs
 from vastdet.data.generated.scene import Layout, SceneConfig
+from vastdet.vocabulary import CategorySpace, frequency_groups
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +45,6 @@ _DEFAULTS = (
     (5_000, 15_000, 1_500, 0.7),
     (20_000, 20_000, 2_000, 0.7),
 )
-# Image counts at which a category becomes common and frequent (LVIS, arXiv 1908.03195, section 4).
-_COMMON, _FREQUENT = 10, 100
 _INDEX = re.compile(r"(\d{6,})\.ppm")
 
 
@@ -145,8 +145,6 @@ class GeneratedSplit:
 
     def records(self) -> list[dict[str, Any]]:
         """Detectron2's dataset dicts; boxes are XYWH_ABS of the visible extent, pixels."""
-        from detectron2.structures import BoxMode
-
         started = time.perf_counter()
         records = []
         folder = self.folder
@@ -180,7 +178,7 @@ class GeneratedSplit:
         for index in range(self.num_images):
             yield index, self.layout(index)
 
-    def frequency_groups(self) -> tuple[str, ...]:
+    def frequency_groups(self) -> tuple[str | None, ...]:
         """LVIS's group of each category, 'r', 'c' or 'f', by its expected training images.
 
         The expectation is over the registered training set of the same vocabulary, so that all
@@ -191,11 +189,18 @@ class GeneratedSplit:
         draws = (train.config.min_objects + train.config.max_objects) / 2
         return frequency_groups(train.num_images * (1 - (1 - chances) ** draws))
 
+    def category_space(self) -> CategorySpace:
+        """The vocabulary with synonyms, descriptions, frequency, novel flags and category tree."""
+        tree = self.categories.tree()
+        return CategorySpace.from_v3det(self.category_dicts(), category_tree=tree)
 
-def frequency_groups(image_counts: np.ndarray) -> tuple[str, ...]:
-    """LVIS's groups: rare in at most 10 images, common in at most 100, else frequent."""
-    common = np.where(image_counts <= _FREQUENT, "c", "f")
-    return tuple(np.where(image_counts <= _COMMON, "r", common).tolist())
+    def category_dicts(self) -> list[dict[str, Any]]:
+        """The categories as annotation files list them, with their frequency groups."""
+        groups = self.frequency_groups()
+        return [
+            {**entry, "frequency": group}
+            for entry, group in zip(self.categories.dicts(), groups, strict=True)
+        ]
 
 
 def parse_path(path: str) -> tuple[GeneratedSplit, int | None]:

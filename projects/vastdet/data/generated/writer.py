@@ -25,7 +25,6 @@ from vastdet.data.generated.export import (
     annotation_dicts,
     assemble,
     caption_dict,
-    category_dicts,
     federated_labels,
     image_dict,
     polygons,
@@ -33,7 +32,8 @@ from vastdet.data.generated.export import (
     rle,
 )
 from vastdet.data.generated.scene import Layout
-from vastdet.data.generated.splits import GeneratedSplit, frequency_groups
+from vastdet.data.generated.splits import GeneratedSplit
+from vastdet.vocabulary import frequency_groups
 
 FORMATS = ("coco", "lvis", "v3det")
 IMAGE_TYPES = ("png", "jpg")
@@ -112,11 +112,12 @@ def _lvis_file(found: _Collected, split: GeneratedSplit) -> dict[str, Any]:
         {
             **category,
             "synset": f"{category['name'].replace(' ', '_')}.n.01",
-            "frequency": groups[index],
+            # LVIS has no group for a category that no image shows: the rarest one holds it.
+            "frequency": groups[index] or "r",
             "image_count": int(image_counts[index]),
             "instance_count": int(instance_counts[index]),
         }
-        for index, category in enumerate(category_dicts(split))
+        for index, category in enumerate(split.category_dicts())
     ]
     return assemble(split, found.lvis_images, found.lvis_annotations, categories)
 
@@ -131,7 +132,7 @@ def _annotation_files(
     """Name and content of every annotation file."""
     files: dict[str, bytes] = {}
     if "coco" in formats:
-        coco = assemble(split, found.images, found.annotations, category_dicts(split))
+        coco = assemble(split, found.images, found.annotations, split.category_dicts())
         files["coco.json"] = json.dumps(coco).encode()
     if "lvis" in formats:
         files["lvis.json"] = json.dumps(_lvis_file(found, split)).encode()
@@ -139,7 +140,7 @@ def _annotation_files(
         # V3Det's file names start at the dataset's root and its annotations are boxes only.
         images = [{**i, "file_name": f"images/{i['file_name']}"} for i in found.images]
         boxes = [{k: v for k, v in a.items() if k != "segmentation"} for a in found.annotations]
-        v3det = assemble(split, images, boxes, category_dicts(split))
+        v3det = assemble(split, images, boxes, split.category_dicts())
         files["v3det.json"] = json.dumps(v3det).encode()
         files["v3det_category_tree.json"] = json.dumps(split.categories.tree()).encode()
         files["v3det_category_names.txt"] = "".join(
