@@ -6,6 +6,7 @@ from vastdet.data.errors import BrokenRecordError
 from vastdet.data.image_io import read_image
 from vastdet.data.loader import build_test_loader, build_train_loader
 from vastdet.data.mapper import DetectionMapper
+from vastdet.data.proposals import load_proposals, read_proposals, save_proposals
 from vastdet.data.register import category_space, register_coco
 
 __all__ = [
@@ -14,6 +15,9 @@ __all__ = [
     "build_test_loader",
     "build_train_loader",
     "category_space",
+    "load_proposals",
     "read_image",
+    "read_proposals",
     "register_coco",
+    "save_proposals",
 ]

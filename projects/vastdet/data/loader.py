@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vastdet.data.errors import BrokenRecordError
 from vastdet.data.mapper import DetectionMapper
+from vastdet.data.proposals import records_with_proposals
 from vastdet.data.random_state import preserved_random_state, seed_generators
 from vastdet.data.samplers import BatchSchedule, Draw, aspect_ratio_groups, build_index_stream
 
@@ -159,13 +160,15 @@ def load_training_records(cfg: CfgNode) -> list[Record]:
     if not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty; give the name of a registered dataset.")
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
+    filters = {
+        "filter_empty": cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        "min_keypoints": keypoints,
+    }
     try:
-        return get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN,
-            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            min_keypoints=keypoints,
-            proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
-        )
+        if cfg.MODEL.LOAD_PROPOSALS:
+            files = cfg.DATASETS.PROPOSAL_FILES_TRAIN
+            return records_with_proposals(cfg.DATASETS.TRAIN, files, **filters)
+        return get_detection_dataset_dicts(cfg.DATASETS.TRAIN, **filters)
     except AssertionError as error:
         # Detectron2 reports an empty dataset by assertion.
         raise ValueError(
@@ -217,6 +220,12 @@ def build_test_loader(
     cfg: CfgNode, dataset_name: str, *, mapper: Mapper | None = None
 ) -> DataLoader:
     """Build Detectron2's test loader of one dataset: each record once, one image a batch."""
+    mapper = mapper or DetectionMapper(cfg, False)
+    if not cfg.MODEL.LOAD_PROPOSALS:
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+    names, files = cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST
+    matching = [f for name, f in zip(names, files, strict=False) if name == dataset_name]
+    records = records_with_proposals([dataset_name], matching, filter_empty=False)
     return build_detection_test_loader(
-        cfg, dataset_name, mapper=mapper or DetectionMapper(cfg, False)
+        records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
     )
