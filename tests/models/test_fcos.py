@@ -7,6 +7,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
+from detectron2.solver import build_optimizer
 from detectron2.structures import ImageList
 from torch import Tensor
 from torchvision.models import detection
@@ -203,4 +204,5 @@ def test_the_configs_build(cfg: CfgNode, repository: Path, name: str) -> None:
     cfg.MODEL.DEVICE = "cpu"
     model = build_model(cfg)
     assert isinstance(model, FCOS)
+    build_optimizer(cfg, model)  # Detectron2's own must read the config too
     assert path.read_text().startswith("# FCOS")
