@@ -109,10 +109,13 @@ def train(toy_arguments: list[str], tmp_path_factory: pytest.TempPathFactory) ->
 
         def run(*options: str, kill: str | None = None, processes: int = 1) -> list[int]:
             job = {"argv": [*toy_arguments, *options], "kill": kill, "processes": processes}
+            start = log.stat().st_size
             server.stdin.write(json.dumps(job) + "\n")
             server.stdin.flush()
             answer = server.stdout.readline()
             assert answer, f"the training process died:\n{log.read_text()[-3000:]}"
+            # Shown by pytest when the test fails.
+            print(log.read_text()[start:][-3000:])
             return json.loads(answer)
 
         yield run

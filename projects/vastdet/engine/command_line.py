@@ -6,15 +6,14 @@ import sys
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
-from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from vastdet.data import category_space, register_coco
 from vastdet.engine.checkpoint import VastdetCheckpointer
 from vastdet.engine.config_files import choose_device, load_config, merge_opts, set_num_classes
-from vastdet.engine.dataset_checks import check_class_counts, check_datasets, class_count
+from vastdet.engine.dataset_checks import check_class_counts, check_datasets
 from vastdet.engine.launch import launch, share_processor_cores
 from vastdet.engine.trainer import Trainer
 
@@ -61,8 +60,7 @@ def argument_parser() -> argparse.ArgumentParser:
 def register_datasets(arguments: argparse.Namespace) -> None:
     """Register the datasets of --register; spawned processes need it again."""
     for name, json_file, image_root in arguments.register:
-        if name not in DatasetCatalog.list():
-            register_coco_instances(name, {}, json_file, image_root)
+        register_coco(name, json_file, image_root)
 
 
 def build_config(arguments: argparse.Namespace) -> CfgNode:
@@ -72,7 +70,7 @@ def build_config(arguments: argparse.Namespace) -> CfgNode:
     check_datasets(used)
     own = [name for name, *_ in arguments.register if name in used]
     if own:
-        set_num_classes(cfg, class_count(own[0]))
+        set_num_classes(cfg, len(category_space(own[0])))
         merge_opts(cfg, arguments.opts)
     cfg = choose_device(cfg)
     cfg.freeze()

@@ -98,6 +98,14 @@ def check_key(cfg: CfgNode, key: str, source: str) -> None:
     raise ValueError(f"Unknown config key {key} in {source}. {hint}")
 
 
+def value_of(cfg: CfgNode, key: str) -> Any:
+    """The value of a dotted key."""
+    node: Any = cfg
+    for part in key.split("."):
+        node = node[part]
+    return node
+
+
 def class_count_keys(cfg: CfgNode) -> list[str]:
     """The keys that hold a number of detection categories, such as MODEL.ROI_HEADS.NUM_CLASSES."""
     return [
