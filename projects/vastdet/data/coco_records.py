@@ -16,8 +16,8 @@ from vastdet.vocabulary.files import read_json, without_garbage_collection
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
-# LVIS's lists of categories about an image (arXiv 1908.03195, section 3): verified absent, and
-# present but not boxed exhaustively.
+# LVIS's lists of categories about an image (arXiv 1908.03195): verified absent, and present but
+# not boxed exhaustively.
 FEDERATED_KEYS = ("neg_category_ids", "not_exhaustive_category_ids")
 MAX_NAMED = 5
 

@@ -11,9 +11,10 @@ MAX_COMMON_IMAGES = 100
 def frequency_groups(image_counts: Iterable[int]) -> tuple[str | None, ...]:
     """The LVIS frequency group of each category, from the number of training images that show it.
 
-    The thresholds are LVIS's (Gupta, Dollar, Girshick, "LVIS", CVPR 2019, arXiv 1908.03195,
-    section 4): rare in 1 to 10 images, common in 11 to 100, frequent in more than 100. A category
-    that no training image shows belongs to no group and gets None.
+    The thresholds are LVIS's (Gupta, Dollar, Girshick, CVPR 2019, arXiv 1908.03195): rare in
+    1 to 10 images, common in 11 to 100, frequent in more than 100. The groups that LVIS v1 states
+    follow from its counts by them. A category that no training image shows belongs to no group and
+    gets None.
 
     Raises:
         ValueError: a count is negative.

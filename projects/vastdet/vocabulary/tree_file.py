@@ -13,7 +13,7 @@ Edge = tuple[str, str]
 
 
 def parse_tree(tree: Any, dataset_ids: Sequence[int], *, where: str) -> CategoryHierarchy:
-    """The hierarchy of a V3Det category tree (arXiv 2304.03752, section 3.1) over some categories.
+    """The hierarchy of a V3Det category tree (arXiv 2304.03752) over some categories.
 
     The keys of V3Det's file, whichever are there: `categoryid2treeid` (needed), `id2name`,
     `father2child` and `child2father` (direct relations, joined), `ancestor2descendant` and
