@@ -50,8 +50,10 @@ def merge_file(cfg: CfgNode, path: str) -> None:
         ) from error
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not well-formed YAML: {error}") from error
-    except (TypeError, AttributeError) as error:
-        raise ValueError(f"{path} must hold KEY: VALUE lines; it is empty or a list.") from error
+    except TypeError as error:
+        raise ValueError(f"{path} is empty; it must hold KEY: VALUE lines.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; expected KEY: VALUE lines.")
     for key in leaf_keys(content):
         check_key(cfg, key, path)
     cfg.merge_from_file(path, allow_unsafe=False)

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is read, what is refused, and what survives a crash while writing."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from safetensors.torch import save_file
+from torch import nn
+
+from vastdet.engine import VastdetCheckpointer
+from vastdet.engine.checkpoint import find_damage, write_atomically
+from vastdet.engine.safe_pickle import load_array_pickle
+
+
+class Toy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        self.head = nn.Linear(4, 2)
+
+
+def weights() -> dict[str, torch.Tensor]:
+    return {k: torch.randn(v.shape).to(v.dtype) for k, v in Toy().state_dict().items()}
+
+
+def arrays() -> dict[str, np.ndarray]:
+    return {k: v.numpy() for k, v in weights().items()}
+
+
+def write(path: Path, content: Any) -> None:
+    """Write a file the way its ending says."""
+    if path.suffix == ".safetensors":
+        save_file(content, path)
+    elif path.suffix == ".pkl":
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    else:
+        torch.save(content, path)
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors", "a.pkl"])
+def test_formats(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    expected = weights()
+    content: Any = {"model": expected}
+    if path.suffix == ".safetensors":
+        content = expected
+    elif path.suffix == ".pkl":
+        content = {"model": {k: v.numpy() for k, v in expected.items()}, "__author__": "someone"}
+    write(path, content)
+    model = Toy()
+    VastdetCheckpointer(model).load(str(path), complete=True)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, expected[key]), key
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_bare_and_wrapped_weights(prefix: str, tmp_path: Path) -> None:
+    expected = weights()
+    torch.save({prefix + k: v for k, v in expected.items()}, tmp_path / "a.pth")
+    model = Toy()
+    VastdetCheckpointer(model).load(str(tmp_path / "a.pth"), complete=True)
+    assert torch.equal(model.head.weight, expected["head.weight"])
+
+
+def test_caffe2_names_are_matched_as_detectron2_does(tmp_path: Path) -> None:
+    path = tmp_path / "c2.pkl"
+    weight = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
+    write(path, {"blobs": {"head.weight": weight, "head.weight_momentum": weight}})
+    models = Toy(), Toy()
+    VastdetCheckpointer(models[0]).load(str(path))
+    DetectionCheckpointer(models[1]).load(str(path))
+    assert np.array_equal(models[0].head.weight.detach().numpy(), weight)
+    assert torch.equal(models[0].head.weight, models[1].head.weight)
+
+
+def test_detectron2_reads_what_we_write(tmp_path: Path) -> None:
+    model, other = Toy(), Toy()
+    VastdetCheckpointer(model, str(tmp_path)).save("model_final")
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    DetectionCheckpointer(other, str(tmp_path)).resume_or_load("", resume=True)
+    assert torch.equal(model.head.weight, other.head.weight)
+
+
+class Evil:
+    """Runs a function when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("name", ["a.pkl", "a.pth", "a.pyth"])
+def test_code_in_a_file_is_refused_and_not_run(name: str, tmp_path: Path) -> None:
+    write(tmp_path / name, {"model": {**arrays(), "x": Evil(tmp_path / "ran")}})
+    with pytest.raises(ValueError, match=r"can run any code(.|\n)*safetensors"):
+        VastdetCheckpointer(Toy()).load(str(tmp_path / name))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+def test_array_pickle_takes_arrays_in_containers(protocol: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.pkl"
+    content = {
+        "a": np.arange(6.0).reshape(2, 3),
+        "b": [np.float32(2), "c", (1, None)],
+        "d": b"\xff",
+    }
+    path.write_bytes(pickle.dumps(content, protocol=protocol))
+    found = load_array_pickle(path)
+    assert np.array_equal(found["a"], content["a"])
+    assert found["b"] == content["b"]
+    assert found["d"] == content["d"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x02}", b"not a pickle", b"\x80\x02cos\nsystem\n."])
+def test_damaged_or_foreign_pickle(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.pkl").write_bytes(content)
+    with pytest.raises(ValueError, match="was not loaded"):
+        load_array_pickle(tmp_path / "a.pkl")
+
+
+def test_codecs_beyond_latin1_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.pkl").write_bytes(b"c_codecs\nencode\n(Vabc\nVrot13\ntR.")
+    with pytest.raises(ValueError, match="rot13"):
+        load_array_pickle(tmp_path / "a.pkl")
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_damaged_weights(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    write(path, weights())
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(ValueError, match="was not loaded"):
+        VastdetCheckpointer(Toy()).load(str(path))
+
+
+def test_missing_weights(tmp_path: Path) -> None:
+    checkpointer = VastdetCheckpointer(Toy())
+    with pytest.raises(FileNotFoundError, match=r"MODEL\.WEIGHTS"):
+        checkpointer.load(str(tmp_path / "none.pth"))
+    # The checkpointer is usable after an error.
+    torch.save(weights(), tmp_path / "a.pth")
+    checkpointer.load(str(tmp_path / "a.pth"))
+
+
+def test_another_architecture_is_refused(tmp_path: Path) -> None:
+    other = {f"transformer.{i}.weight": torch.zeros(3) for i in range(20)}
+    torch.save({"model": {**other, "head.weight": torch.zeros(7, 7)}}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"not of this architecture: 0 of the 8 weights"):
+        VastdetCheckpointer(Toy()).load(str(tmp_path / "a.pth"))
+
+
+def test_backbone_and_other_classes_are_accepted_for_training_only(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.pth")
+    content = {k: v for k, v in weights().items() if k.startswith("backbone")}
+    torch.save(content, path)
+    model = Toy()
+    VastdetCheckpointer(model).load(path)
+    assert torch.equal(model.backbone[0].weight, content["backbone.0.weight"])
+    with pytest.raises(ValueError, match=r"lacks 2 of the weights of this Toy, such as head\."):
+        VastdetCheckpointer(model).load(path, complete=True)
+    torch.save({**weights(), "head.weight": torch.zeros(9, 4), "head.bias": torch.zeros(9)}, path)
+    VastdetCheckpointer(model).load(path)
+    with pytest.raises(ValueError, match="number of classes"):
+        VastdetCheckpointer(model).load(path, complete=True)
+
+
+def test_crash_while_writing_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, lambda file: file.write(b"old"))
+
+    def crash(file: Any) -> None:
+        file.write(b"new")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, crash)
+    assert path.read_bytes() == b"old"
+
+
+def test_damage_is_found_by_checksum(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    torch.save(weights(), path)
+    assert find_damage(path) is None
+    content = path.read_bytes()
+    for position in (200, len(content) // 2, len(content) - 10):
+        damaged = bytearray(content)
+        damaged[position] ^= 0x10
+        path.write_bytes(damaged)
+        if find_damage(path) is None:
+            # Padding between entries carries no data: what is read is the same.
+            torch.load(path, weights_only=True)
+    path.write_bytes(content[:-30])
+    assert find_damage(path) is not None
+    path.write_bytes(b"")
+    assert find_damage(path) is not None
