@@ -2,9 +2,11 @@
 """Registered generated datasets: records, paths, metadata, determinism across processes."""
 
 import contextlib
+import copy
 import hashlib
 import io
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from detectron2.data.datasets import load_coco_json
 from detectron2.data.detection_utils import read_image
 from detectron2.utils.file_io import PathManager
 
+from vastdet.data import category_space
 from vastdet.data.generated import GeneratedSplit, SceneConfig, register_generated
 from vastdet.vocabulary import CategorySpace
 
@@ -94,15 +97,27 @@ def test_annotations_are_a_coco_file_behind_a_path(
 
 
 def test_metadata_makes_a_category_space() -> None:
-    space = CategorySpace.from_metadata(MetadataCatalog.get("generated_50_val"))
-    expected = GeneratedSplit.default(50, "val").category_space()
+    space = CategorySpace.from_metadata(MetadataCatalog.get("generated_50_open_val"))
+    expected = category_space("generated_50_open_val")
+    assert all(expected.synonyms)
     assert space.names == expected.names
     assert space.dataset_ids == expected.dataset_ids == tuple(range(1, 51))
     assert space.frequency == expected.frequency
     assert space.novel == expected.novel
     assert space.hierarchy == expected.hierarchy
+    assert expected.novel is not None
+    assert [group is None for group in expected.frequency] == list(expected.novel)
+    assert not any(category_space("generated_50_val").novel or ())
     with pytest.raises(AttributeError):
         _ = MetadataCatalog.get("generated_50_val").no_such_key
+
+
+def test_metadata_can_be_copied_and_sent() -> None:
+    metadata = MetadataCatalog.get("generated_100_val")
+    for other in (pickle.loads(pickle.dumps(metadata)), copy.deepcopy(metadata)):
+        assert other.as_dict() == metadata.as_dict()
+        assert len(other.thing_classes) == 100
+        assert other.name == "generated_100_val"
 
 
 def test_a_set_can_be_registered_under_a_name() -> None:

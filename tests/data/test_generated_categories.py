@@ -50,7 +50,7 @@ def test_held_out_compositions_have_seen_attributes(size: int) -> None:
 @pytest.mark.parametrize("size", [10, 24, 1000, 20_000])
 def test_tree_is_a_graph_of_four_levels(size: int) -> None:
     categories = generated_categories(size)
-    space = GeneratedSplit.default(size, "val").category_space()
+    space = GeneratedSplit.default(size, "open_val").category_space()
     assert space.names == categories.names
     assert space.novel == categories.novel
     assert space.hierarchy is not None
@@ -91,7 +91,7 @@ def test_probabilities_follow_zipfs_law() -> None:
 def test_frequency_groups_cover_a_large_vocabulary() -> None:
     groups = GeneratedSplit.default(13_000, "train").frequency_groups()
     assert set(groups) == {"r", "c", "f"}
-    assert groups == GeneratedSplit.default(13_000, "open_val").frequency_groups()
+    assert groups == GeneratedSplit.default(13_000, "val").frequency_groups()
 
 
 @pytest.mark.parametrize("size", [-1, 0, 9, 20_001])

@@ -17,7 +17,7 @@ from vastdet.data.generated.export import federated_labels
 from vastdet.data.generated.writer import write_dataset
 from vastdet.vocabulary import CategorySpace
 
-SPLIT = GeneratedSplit(24, "train", SceneConfig(max_objects=10, repeat=0.5), 40)
+SPLIT = GeneratedSplit(24, "open_val", SceneConfig(max_objects=10, repeat=0.5), 40)
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +151,11 @@ def test_jpeg_and_overwriting(tmp_path: Path) -> None:
     write_dataset(split, tmp_path, formats=("coco",), image_type="jpg", overwrite=True)
     names = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
     assert names == ["000000.jpg", "000001.jpg", "captions.jsonl", "coco.json", "referring.jsonl"]
+
+
+def test_lvis_groups_of_a_training_file_follow_its_counts(tmp_path: Path) -> None:
+    write_dataset(GeneratedSplit(10, "train", SceneConfig(), 60), tmp_path, formats=("lvis",))
+    categories = _read(tmp_path, "lvis.json")["categories"]
+    groups = {c["frequency"] for c in categories}
+    assert groups == {"r", "c"}
+    assert all((c["frequency"] == "r") == (c["image_count"] <= 10) for c in categories)

@@ -96,6 +96,19 @@ class _LazyMetadata(Metadata):
         self.__dict__[key] = makers[key]()
         return self.__dict__[key]
 
+    def as_dict(self) -> dict[str, Any]:
+        """All of the metadata, made now where it was not."""
+        made = {key: getattr(self, key) for key in self._makers}
+        return {**{k: v for k, v in self.__dict__.items() if k != "_makers"}, **made}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copies and other processes get the values: the makers do not pickle.
+        return _plain_metadata, (self.as_dict(),)
+
+
+def _plain_metadata(values: dict[str, Any]) -> Metadata:
+    return Metadata(**values)
+
 
 def register_generated(name: str, split: GeneratedSplit) -> None:
     """Register a generated dataset under a name; nothing is laid out before it is asked for.
@@ -113,13 +126,16 @@ def register_generated(name: str, split: GeneratedSplit) -> None:
         image_root=split.folder,
     )
     count = split.num_categories
-    metadata.__dict__["_makers"] = {
+    makers: dict[str, Callable[[], Any]] = {
         "thing_classes": lambda: list(split.categories.names),
         "thing_dataset_id_to_contiguous_id": lambda: {i + 1: i for i in range(count)},
-        "thing_novel": lambda: list(split.categories.novel),
         "thing_frequency": lambda: list(split.frequency_groups()),
         "category_tree": lambda: split.categories.tree(),
+        "category_space": split.category_space,
     }
+    if split.is_open:
+        makers["thing_novel"] = lambda: list(split.categories.novel)
+    metadata.__dict__["_makers"] = makers
     MetadataCatalog[name] = metadata
 
 

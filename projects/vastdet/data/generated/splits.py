@@ -104,6 +104,11 @@ class GeneratedSplit:
         return generated_categories(self.num_categories)
 
     @property
+    def is_open(self) -> bool:
+        """Whether some categories are held out of training."""
+        return self.split.startswith("open")
+
+    @property
     def folder(self) -> str:
         """The path that all file names of this set begin with, without a slash at the end."""
         base = GeneratedSplit.default(self.num_categories, self.split)
@@ -181,11 +186,13 @@ class GeneratedSplit:
     def frequency_groups(self) -> tuple[str | None, ...]:
         """LVIS's group of each category, 'r', 'c' or 'f', by its expected training images.
 
-        The expectation is over the registered training set of the same vocabulary, so that all
-        splits agree and none has to be laid out.
+        The expectation is over the registered training set of the same vocabulary, so that its
+        splits agree and none has to be laid out. A held-out category has no group: None.
         """
-        train = GeneratedSplit.default(self.num_categories, "train")
-        chances = self.categories.probabilities(train.config.long_tail)
+        train = GeneratedSplit.default(
+            self.num_categories, "open_train" if self.is_open else "train"
+        )
+        chances = self.categories.probabilities(train.config.long_tail, base_only=self.is_open)
         draws = (train.config.min_objects + train.config.max_objects) / 2
         return frequency_groups(train.num_images * (1 - (1 - chances) ** draws))
 
@@ -195,10 +202,10 @@ class GeneratedSplit:
         return CategorySpace.from_v3det(self.category_dicts(), category_tree=tree)
 
     def category_dicts(self) -> list[dict[str, Any]]:
-        """The categories as annotation files list them, with their frequency groups."""
+        """The categories as annotation files list them; "novel" only where some are held out."""
         groups = self.frequency_groups()
         return [
-            {**entry, "frequency": group}
+            {**entry, "frequency": group, "novel": self.is_open and entry["novel"]}
             for entry, group in zip(self.categories.dicts(), groups, strict=True)
         ]
 
