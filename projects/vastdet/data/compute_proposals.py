@@ -61,7 +61,8 @@ def compute_proposals(
         num_processes: worker processes; None for one a processor, 0 to stay in this one.
 
     Raises:
-        ValueError: unknown method, a name without .npz, or parts of a run with other settings or images.
+        ValueError: unknown method, a name without .npz, or parts of a run that had other settings
+            or images.
         BrokenRecordError, MissingImageError: an image cannot be read.
     """
     check_method(settings.method)

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every YAML of configs/: its opening comment, safe loading, building, consistent values."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2 import model_zoo as detectron2_model_zoo
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from vastdet.model_zoo import get_config, get_config_file, list_configs
+
+NAMES = list_configs()
+# The others are bases: no models of their own.
+MODELS = [name for name in NAMES if not name.rsplit("/", 1)[-1].startswith("Base-")]
+HEADER_PARTS = ("Command:", "Hardware:", "Paper:", "Ours:")
+ITERATIONS = {"1x": 90_000, "2x": 180_000, "3x": 270_000}
+# Our name -> Detectron2's config of the same model.
+TWINS = {
+    "FasterRCNN/faster_rcnn_R_50_C4_1x": "COCO-Detection/faster_rcnn_R_50_C4_1x.yaml",
+    "FasterRCNN/faster_rcnn_R_50_C4_3x": "COCO-Detection/faster_rcnn_R_50_C4_3x.yaml",
+    "FasterRCNN/faster_rcnn_R_101_C4_3x": "COCO-Detection/faster_rcnn_R_101_C4_3x.yaml",
+    "FasterRCNN/faster_rcnn_R_50_FPN_1x": "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml",
+    "FasterRCNN/faster_rcnn_R_50_FPN_3x": "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml",
+    "FasterRCNN/faster_rcnn_R_101_FPN_3x": "COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml",
+    "RetinaNet/retinanet_R_50_FPN_1x": "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
+    "RetinaNet/retinanet_R_50_FPN_3x": "COCO-Detection/retinanet_R_50_FPN_3x.yaml",
+    "RetinaNet/retinanet_R_101_FPN_3x": "COCO-Detection/retinanet_R_101_FPN_3x.yaml",
+    "FastRCNN/fast_rcnn_R_50_FPN_1x": "COCO-Detection/fast_rcnn_R_50_FPN_1x.yaml",
+}
+
+
+def opening_comment(path: str) -> str:
+    lines = Path(path).read_text("utf-8").splitlines()
+    comment = []
+    for line in lines:
+        if not line.startswith("#"):
+            break
+        comment.append(line.lstrip("# "))
+    return " ".join(comment)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opens_with_paper_command_hardware_and_results(name: str) -> None:
+    comment = opening_comment(get_config_file(name))
+    missing = [part for part in HEADER_PARTS if part not in comment]
+    assert not missing, f"the opening comment lacks {missing}"
+    assert re.search(r"\([^()]* (19|20)\d\d\b", comment) or "theirs" in comment, "no paper and year"
+    if name in MODELS:
+        assert f"configs/{name}.yaml" in comment, "the command names another file"
+        assert re.search(r"\d+(\.\d+)?( AP| \(torchvision)|no published figure", comment)
+        assert re.search(r"Ours: (not run here|see projects/|\d)", comment)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_holds_no_python_tags(name: str) -> None:
+    assert "!!" not in Path(get_config_file(name)).read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_builds_its_model(name: str) -> None:
+    cfg = get_config(name)
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        model = build_model(cfg)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) > 100_000
+    if name.startswith("quick/"):
+        assert sum(p.numel() for p in model.parameters()) < 12_000_000
+
+
+def test_small_configs_train_every_layer() -> None:
+    for name in NAMES:
+        if name.startswith("quick/"):
+            assert get_config(name).MODEL.BACKBONE.FREEZE_AT == 0, name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_schedule_is_consistent(name: str) -> None:
+    cfg = get_config(name)
+    solver = cfg.SOLVER
+    assert list(solver.STEPS) == sorted(set(solver.STEPS))
+    assert solver.STEPS[-1] < solver.MAX_ITER
+    assert solver.WARMUP_ITERS < solver.MAX_ITER
+    assert solver.IMS_PER_BATCH % max(1, solver.ACCUMULATION_STEPS) == 0
+    assert cfg.VERSION == 2
+    schedule = name.rsplit("_", 1)[-1]
+    if schedule in ITERATIONS:
+        assert ITERATIONS[schedule] == solver.MAX_ITER
+        assert solver.IMS_PER_BATCH == 16
+    if solver.OPTIMIZER == "SGD" and not name.startswith("quick/"):
+        # One-stage detectors use half the rate of two-stage ones (RetinaNet, section 4.1).
+        two_stage = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
+        assert (0.02 if two_stage else 0.01) == solver.BASE_LR
+
+
+def class_count(cfg: CfgNode) -> int:
+    """The class count of the head that a config uses."""
+    heads = {"RetinaNet": "RETINANET", "ClippedRetinaNet": "RETINANET", "FCOS": "FCOS"}
+    return cfg.MODEL[heads.get(cfg.MODEL.META_ARCHITECTURE, "ROI_HEADS")].NUM_CLASSES
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_classes_and_files_fit_the_data(name: str) -> None:
+    cfg = get_config(name)
+    expected = {"coco_2017_train": 80, "generated_24_train": 24, "bccd_train": 3}
+    assert class_count(cfg) == expected[cfg.DATASETS.TRAIN[0]]
+    if cfg.MODEL.LOAD_PROPOSALS:
+        assert cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals"
+        for split, files in (
+            (cfg.DATASETS.TRAIN, cfg.DATASETS.PROPOSAL_FILES_TRAIN),
+            (cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST),
+        ):
+            assert [Path(file).stem for file in files] == list(split)
+    assert max(cfg.INPUT.MIN_SIZE_TRAIN) <= cfg.INPUT.MAX_SIZE_TRAIN
+    assert cfg.INPUT.MAX_SIZE_TEST >= cfg.INPUT.MIN_SIZE_TEST
+
+
+def leaves(node: CfgNode, prefix: str = "") -> dict[str, Any]:
+    """KEY.SUBKEY -> value."""
+    flat = {}
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            flat.update(leaves(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+# Detectron2's own RetinaNet YAML computes its anchors with Python, which it warns about.
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", TWINS)
+def test_means_the_same_as_detectron2_s_config(name: str) -> None:
+    ours = leaves(get_config(name))
+    theirs = leaves(detectron2_model_zoo.get_config(TWINS[name]))
+    # Heads that these detectors do not have, and where Detectron2's proposals come from.
+    unused = ("MODEL.ROI_MASK_HEAD.", "DATASETS.PROPOSAL_FILES", "DATALOADER.NUM_WORKERS")
+    if "RetinaNet" in name:
+        unused += ("MODEL.MASK_ON",)
+    differing = []
+    for key, value in theirs.items():
+        if key.startswith(unused):
+            continue
+        if key == "MODEL.ANCHOR_GENERATOR.SIZES":
+            torch.testing.assert_close(
+                torch.tensor(ours[key], dtype=torch.float64),
+                torch.tensor(value, dtype=torch.float64),
+                rtol=0,
+                atol=1e-4,
+            )
+        elif ours[key] != value:
+            differing.append(f"{key}: {ours[key]} where Detectron2 has {value}")
+    assert not differing, "\n".join(differing)
