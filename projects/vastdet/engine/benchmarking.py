@@ -11,7 +11,8 @@ import gc
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,7 @@ def compare(
     Args:
         callables: name -> function without arguments.
         rounds: timed rounds, at least 1.
-        warmup: untimed rounds before them.
+        warmup: untimed rounds before them; without any, short calls are not repeated.
         items_per_call: for the throughput, for example the images of a batch.
         device: "cuda" or "cuda:N" waits for the device around each call.
         progress: show a progress bar.
@@ -149,18 +150,17 @@ def compare(
     names = list(callables)
     repeats = dict.fromkeys(names, 1)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    bar = tqdm(total=warmup + rounds, unit="round", disable=None if progress else True)
-    for number in range(warmup + rounds):
-        start = number % len(names)
-        for name in names[start:] + names[:start]:
-            elapsed = time_once(callables[name], repeats[name], device)
-            if number < warmup:
-                wanted = round(MIN_SECONDS / max(elapsed, 1e-9) + 0.5)
-                repeats[name] = min(max(wanted, 1), MAX_REPEATS)
-            else:
-                seconds[name].append(elapsed)
-        bar.update()
-    bar.close()
+    with old_objects_set_aside():
+        numbers = range(warmup + rounds)
+        for number in tqdm(numbers, unit="round", disable=None if progress else True):
+            start = number % len(names)
+            for name in names[start:] + names[:start]:
+                elapsed = time_once(callables[name], repeats[name], device)
+                if number < warmup:
+                    wanted = round(MIN_SECONDS / max(elapsed, 1e-9) + 0.5)
+                    repeats[name] = min(max(wanted, 1), MAX_REPEATS)
+                else:
+                    seconds[name].append(elapsed)
     first = seconds[names[0]]
     timings = []
     for name in names:
@@ -168,6 +168,19 @@ def compare(
         ratios = [own / base for own, base in zip(seconds[name], first, strict=True)]
         timings.append(Timing(name, tuple(seconds[name]), Spread.of(ratios), peak, growth))
     return Comparison(tuple(timings), rounds, items_per_call)
+
+
+@contextmanager
+def old_objects_set_aside() -> Iterator[None]:
+    """Spare the garbage collector the objects of today, which make each collection slow."""
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def time_once(function: Callable[[], object], repeats: int, device: str) -> float:

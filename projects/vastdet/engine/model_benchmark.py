@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 
 from vastdet.data import build_train_loader
 from vastdet.engine.benchmarking import Comparison, compare
@@ -87,8 +88,9 @@ def make_training_step(cfg: CfgNode, workload: Workload) -> Callable[[], object]
     inputs = random_inputs(cfg, batch_size=workload.batch_size, image_size=workload.image_size)
 
     def step() -> None:
-        # A model may write proposals or targets into its records.
-        losses = model([dict(record) for record in inputs])
+        # Detectron2's models log into an event storage and may write into their records.
+        with EventStorage():
+            losses = model([dict(record) for record in inputs])
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
