@@ -102,7 +102,7 @@ class Report:
         """Print the report as tables."""
         console = console or Console()
         for line in self._summary():
-            console.print(line, highlight=False)
+            console.print(line, highlight=False, soft_wrap=True)
         for title, style, findings in (
             ("Problems", "red", self.problems),
             ("Worth knowing", "yellow", self.notes),
@@ -114,8 +114,8 @@ class Report:
         read = self.num_images_read
         looked = "images not looked at" if read is None else f"{read:,} image files decoded"
         yield (
-            f"[bold]{self.source}[/bold]: {self.num_images:,} images, {self.num_annotations:,} "
-            f"boxes, {self.num_categories:,} categories; {looked}"
+            f"[bold]{escape(self.source)}[/bold]: {self.num_images:,} images, "
+            f"{self.num_annotations:,} boxes, {self.num_categories:,} categories; {looked}"
         )
         if self.is_clean:
             yield "[green]No problems found.[/green]"
