@@ -147,8 +147,9 @@ class CocoEvaluator(DatasetEvaluator):
         )
 
     def score(self, detections: Detections) -> dict[str, Scores]:
-        """Scores by IoU type: bbox, and segm where both sides have masks."""
-        both = detections.masks is not None and self.ground_truth.segmentations is not None
+        """Scores by IoU type: bbox, and segm where every object and detection has a mask."""
+        truth = self.ground_truth.segmentations
+        both = detections.masks is not None and truth is not None and None not in truth
         return score_detections(
             self.ground_truth,
             detections,

@@ -72,11 +72,13 @@ def accumulate(
 
 
 def check_masks(ground_truth: GroundTruth, detections: Detections) -> None:
-    """Raise ValueError unless both sides have masks."""
-    if len(ground_truth.boxes) and ground_truth.segmentations is None:
+    """Raise ValueError unless every annotation and every detection has a mask."""
+    masks = ground_truth.segmentations or [None] * len(ground_truth.boxes)
+    missing = sum(mask is None for mask in masks)
+    if missing:
         raise ValueError(
-            f"{ground_truth.source or 'the ground truth'} has no segmentation, so mask AP cannot "
-            "be computed; use the IoU type bbox"
+            f"{missing} of {len(masks)} annotations of {ground_truth.source or 'the ground truth'} "
+            "have no segmentation, so mask AP cannot be computed; use the IoU type bbox"
         )
     if len(detections) and detections.masks is None:
         raise ValueError(

@@ -15,7 +15,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from vastdet.evaluation.confusion import ConfusionMatrix
 from vastdet.evaluation.files import write_atomically
@@ -198,12 +198,13 @@ def plot_confused_pairs(matrix: ConfusionMatrix, ground_truth: GroundTruth) -> F
     bars = axes.barh(rows, [count for *_, count in pairs], color=BLUE)
     axes.bar_label(bars, padding=3, fontsize=8)
     axes.set_yticks(rows, labels, fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(pairs) - 0.4, -0.6)
     title = (
         f"Most confused pairs, labelled → predicted "
         f"(IoU ≥ {matrix.iou_threshold:g}, score ≥ {matrix.score_threshold:g})"
     )
     tidy(axes, title=title if pairs else f"{title}: none", x="boxes", y="")
+    axes.grid(visible=False, axis="y")
     return figure
 
 
@@ -268,7 +269,10 @@ def plot_frequency(scores: Scores, ground_truth: GroundTruth) -> Figure:
                 color="0.3",
             )
     axes.set_xscale("log")
+    axes.margins(x=0.08)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_ylim(-2, 102)
     tidy(axes, title="By frequency of the category", x="labelled boxes in this set", y="AP, %")
     if chosen.any():

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ground truth from files and from dataset dicts, and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.structures import BoxMode
+
+from vastdet.evaluation.ground_truth import from_coco, from_json, from_records
+
+CONTENT = {
+    "images": [{"id": 9, "height": 4, "width": 6}, {"id": 2, "height": 3, "width": 5}],
+    "categories": [
+        {"id": 7, "name": "owl", "frequency": "r"},
+        {"id": 4, "name": "cat", "frequency": "f"},
+    ],
+    "annotations": [
+        {"image_id": 9, "category_id": 4, "bbox": [1, 2, 3, 4]},
+        {"image_id": 2, "category_id": 7, "bbox": [0, 0, 1, 1], "area": 0.5, "iscrowd": 1},
+    ],
+}
+
+
+def test_ids_become_numbers_in_sorted_order() -> None:
+    truth = from_coco(CONTENT)
+    assert truth.image_ids == (2, 9)
+    assert truth.image_sizes.tolist() == [[3, 5], [4, 6]]
+    assert truth.names == ("cat", "owl")
+    assert truth.dataset_ids == (4, 7)
+    assert truth.frequency == ("f", "r")
+    assert truth.image_index.tolist() == [1, 0]
+    assert truth.category_index.tolist() == [0, 1]
+    assert truth.areas.tolist() == [12, 0.5]
+    assert truth.is_crowd.tolist() == [False, True]
+    assert truth.segmentations is None
+
+
+def test_contiguous_ids_of_the_metadata_win() -> None:
+    truth = from_coco(CONTENT, contiguous={4: 2, 7: 0, 5: 1})
+    assert truth.dataset_ids == (7, 5, 4)
+    assert truth.names == ("owl", "category 5", "cat")
+    assert truth.category_index.tolist() == [2, 0]
+    with pytest.raises(ValueError, match=r"category ids \[4\] \(1 in all\).*does not map"):
+        from_coco(CONTENT, contiguous={7: 0})
+
+
+def test_text_ids_and_shared_names() -> None:
+    content = {
+        "images": [{"id": "b"}, {"id": "a"}],
+        "categories": [{"id": 1, "name": "bat"}, {"id": 2, "name": "bat"}],
+        "annotations": [],
+    }
+    truth = from_coco(content)
+    assert truth.image_ids == ("a", "b")
+    assert truth.labels == ("bat (1)", "bat (2)")
+    assert truth.image_sizes.tolist() == [[0, 0], [0, 0]]
+    assert truth.boxes.shape == (0, 4)
+
+
+def test_records_equal_the_file() -> None:
+    polygon = [[0.0, 0.0, 4.0, 0.0, 4.0, 4.0, 0.0, 4.0]]
+    records = [
+        {
+            "image_id": 9,
+            "height": 10,
+            "width": 10,
+            "annotations": [
+                {"bbox": [1, 2, 4, 6], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 1},
+                {
+                    "bbox": np.array([0, 0, 5, 5]),
+                    "bbox_mode": BoxMode.XYWH_ABS,
+                    "category_id": 0,
+                    "iscrowd": 1,
+                    "segmentation": polygon,
+                },
+            ],
+        },
+        {"image_id": 2, "height": 10, "width": 10},
+    ]
+    truth = from_records(records, names=["cat", "owl"], contiguous={40: 0, 70: 1})
+    assert truth.image_ids == (2, 9)
+    assert truth.boxes.tolist() == [[1, 2, 3, 4], [0, 0, 5, 5]]
+    assert truth.areas.tolist() == [12, 16]  # of the mask, where there is one
+    assert truth.is_crowd.tolist() == [False, True]
+    assert truth.dataset_ids == (40, 70)
+    assert truth.category_index.tolist() == [1, 0]
+    assert truth.segmentations == [None, polygon]
+
+
+def test_records_with_a_category_out_of_range() -> None:
+    annotation = {"bbox": [0, 0, 1, 1], "category_id": 2}
+    records = [{"image_id": 3, "annotations": [annotation]}]
+    with pytest.raises(ValueError, match=r"image 3 of zoo has category 2, expected 0\.\.1"):
+        from_records(records, names=["cat", "owl"], source="zoo")
+
+
+def changed(key: str, index: int, **values) -> dict:
+    content = json.loads(json.dumps(CONTENT))
+    content[key][index].update(values)
+    return content
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (changed("images", 0, id=2), "image id 2 is listed more than once"),
+        (changed("categories", 0, id=4), "category id 4 is listed more than once"),
+        (changed("annotations", 0, image_id=1), "1 annotations have a image_id.*first 1;"),
+        (changed("annotations", 1, category_id=8), "1 annotations have a category_id.*first 8;"),
+    ],
+)
+def test_inconsistent_files(content: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_coco(content)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "expected an object with the keys images, annotations and categories, got a list"),
+        ('{"boxes": 1}', "got an object with the keys boxes"),
+        ('{"images": [', "is not JSON"),
+    ],
+)
+def test_files_that_are_not_coco(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "truth.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        from_json(tmp_path / "truth.json")
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no annotation file at"):
+        from_json(tmp_path / "absent.json")
+
+
+def test_lvis_and_v3det_files_are_read(shared_data: Path) -> None:
+    lvis = from_json(shared_data / "eval_fixtures/lvis_val_100/lvis_val_100.json")
+    assert set(lvis.frequency) == {"r", "c", "f"}
+    assert len(lvis.image_ids) == 100
+    v3det = from_json(shared_data / "eval_fixtures/v3det_mini/gt.json")
+    assert v3det.num_categories == len(v3det.names) > 0

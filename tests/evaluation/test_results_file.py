@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results files: what is read, and that each fault names its first offender and the count."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vastdet.evaluation.detections import to_coco
+from vastdet.evaluation.ground_truth import GroundTruth, from_coco
+from vastdet.evaluation.results_file import from_results, read_results
+
+GOOD = {"image_id": 3, "category_id": 20, "bbox": [1, 2, 3, 4], "score": 0.5}
+RLE = {"size": [10, 10], "counts": [11, 4, 85]}
+
+
+@pytest.fixture
+def truth() -> GroundTruth:
+    return from_coco(
+        {
+            "images": [{"id": i, "height": 10, "width": 10} for i in range(1, 6)],
+            "categories": [{"id": 10, "name": "cat"}, {"id": 20, "name": "owl"}],
+            "annotations": [],
+        }
+    )
+
+
+def test_round_trip(truth: GroundTruth) -> None:
+    rows = [GOOD, {**GOOD, "image_id": 1, "category_id": 10, "bbox": [0.1, 0.2, 0.3, 1e-7]}]
+    found = from_results(rows, truth)
+    assert found.image_index.tolist() == [2, 0]
+    assert found.category_index.tolist() == [1, 0]
+    assert to_coco(found, truth) == rows
+
+
+def test_empty_file(truth: GroundTruth, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text("[]")
+    assert len(read_results(tmp_path / "results.json", truth)) == 0
+
+
+def test_masks_in_every_form(truth: GroundTruth) -> None:
+    polygon = [[1, 1, 5, 1, 5, 5, 1, 5]]
+    shapes = [RLE, polygon]
+    rows = [{"image_id": 1, "category_id": 10, "score": 1, "segmentation": s} for s in shapes]
+    found = from_results(rows, truth, iou_type="segm")
+    assert found.masks is not None
+    assert all(mask["size"] == [10, 10] for mask in found.masks)
+    np.testing.assert_array_equal(found.boxes[0], [1, 1, 1, 4])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": 99}, "1 of 4 detections have an image_id that is none of the dataset's 5"),
+        ({"category_id": 11}, "1 of 4 detections have a category_id that is none of .* 2"),
+        ({"score": math.nan}, "1 of 4 detections have a score that is no finite number"),
+        ({"score": "0.5"}, "have a score that is no finite number"),
+        ({"score": None}, "have a score that is no finite number"),
+        ({"bbox": [1, 2, math.nan, 4]}, "have a bbox that is not four finite numbers"),
+        ({"bbox": [1, 2, 3]}, "have a bbox that is not four finite numbers"),
+        ({"bbox": [1, 2, -3, 4]}, "have a bbox that is not four finite numbers"),
+        ({"image_id": [3]}, "that is neither number nor text"),
+    ],
+)
+def test_faults(truth: GroundTruth, tmp_path: Path, change: dict, message: str) -> None:
+    rows = [GOOD, {**GOOD, "image_id": 4}, {**GOOD, **change}, {**GOOD, "image_id": 5}]
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(rows))
+    with pytest.raises(ValueError, match=message) as error:
+        read_results(path, truth)
+    assert str(path) in str(error.value)
+    assert "number 2:" in str(error.value)
+
+
+@pytest.mark.parametrize("key", list(GOOD))
+def test_missing_field(truth: GroundTruth, key: str) -> None:
+    bad = {name: value for name, value in GOOD.items() if name != key}
+    with pytest.raises(
+        ValueError, match=r"2 of 3 detections lack one of .*; the first is number 1"
+    ):
+        from_results([GOOD, bad, bad], truth)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [None, [], [1, 2, 3], {"size": [10, 10]}, {"size": [9, 10], "counts": [90]}],
+)
+def test_broken_masks(truth: GroundTruth, shape) -> None:
+    row = {**GOOD, "segmentation": shape}
+    with pytest.raises(ValueError, match="neither RLE of the image's size nor polygons"):
+        from_results([row], truth, iou_type="segm")
+
+
+def test_results_of_another_dataset(truth: GroundTruth) -> None:
+    rows = [{**GOOD, "image_id": i} for i in (3, 100, 101, 102)]
+    with pytest.raises(ValueError, match=r"3 of its 4 images .* the results of another dataset"):
+        from_results(rows, truth)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "expected a list of objects, got an object with the keys"),
+        ("[1]", "expected a list of objects, got a list"),
+        ("[{", "is not JSON .* is it complete"),
+    ],
+)
+def test_not_a_results_file(truth: GroundTruth, tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_results(tmp_path / "results.json", truth)
+
+
+def test_no_file(truth: GroundTruth, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no results file at"):
+        read_results(tmp_path, truth)
