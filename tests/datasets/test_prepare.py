@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command lines datasets/prepare_*.py on small files."""
+
+import json
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Main = Callable[[list[str]], None]
+SCRIPTS = ("lvis_minival", "objects365", "v3det_ovd", "voc")
+
+CATEGORIES = [{"id": 1, "name": "a", "novel": False}, {"id": 2, "name": "b", "novel": True}]
+IMAGES = [
+    {"id": k, "file_name": f"images/v1/patch0/{k}.jpg", "width": 4, "height": 4,
+     "coco_url": f"http://x/{folder}/{k}.jpg"}
+    for k, folder in ((1, "val2017"), (2, "train2017"))
+]  # fmt: skip
+ANNOTATIONS = [{"id": k, "image_id": k, "category_id": k, "bbox": [0, 0, 1, 1]} for k in (1, 2)]
+DOCUMENT = {"images": IMAGES, "annotations": ANNOTATIONS, "categories": CATEGORIES}
+
+
+def load(repository: Path, script: str) -> Main:
+    return runpy.run_path(str(repository / f"datasets/prepare_{script}.py"))["main"]
+
+
+def write(path: Path, content: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help(script: str, repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        load(repository, script)(["--help"])
+    assert stop.value.code == 0
+    assert "usage" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_missing_input_is_one_line_and_exit_code_2(
+    script: str, repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    option = "--root" if script in ("objects365", "voc") else "--input"
+    with pytest.raises(SystemExit) as stop:
+        load(repository, script)([option, str(tmp_path / "nowhere")])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "error: " in error
+    assert "nowhere" in error
+    assert "does not exist" in error
+
+
+@pytest.mark.parametrize("script", ["lvis_minival", "v3det_ovd"])
+def test_one_file_to_another(
+    script: str, repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write(tmp_path / "in.json", DOCUMENT)
+    target = tmp_path / "out" / "out.json"
+    load(repository, script)(["--input", str(source), "--output", str(target)])
+    document = json.loads(target.read_text())
+    assert [image["id"] for image in document["images"]] == [1]
+    assert document["annotations"] == ANNOTATIONS[:1]
+    assert document["categories"] == CATEGORIES
+    assert "kept 1 " in capsys.readouterr().out
+    assert len(list(target.parent.iterdir())) == 1
+
+
+def test_objects365(repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "annotations/zhiyuan_objv2_val.json", DOCUMENT)
+    write(tmp_path / "val/patch0/2.jpg", "not empty")
+    main = load(repository, "objects365")
+    main(["--root", str(tmp_path), "--splits", "val"])
+    document = json.loads((tmp_path / "annotations/objects365_v2_val.json").read_text())
+    assert [image["file_name"] for image in document["images"]] == ["val/patch0/2.jpg"]
+    assert "kept 1 images, left out 1" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        main(["--root", str(tmp_path), "--splits", "val", "--decode"])
+    assert stop.value.code == 2
+    assert "none of 2 images is usable" in capsys.readouterr().err
+
+
+def test_voc(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "ImageSets/Main").mkdir(parents=True)
+    (tmp_path / "ImageSets/Main/val.txt").write_text("x\n")
+    (tmp_path / "Annotations").mkdir()
+    size = "<size><width>4</width><height>3</height></size>"
+    (tmp_path / "Annotations/x.xml").write_text(f"<annotation>{size}</annotation>")
+    load(repository, "voc")(["--root", str(tmp_path), "--splits", "val"])
+    document = json.loads((tmp_path / "val_coco.json").read_text())
+    assert document["images"][0]["file_name"] == "x.jpg"
+    assert len(document["categories"]) == 20
