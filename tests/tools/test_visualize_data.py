@@ -26,15 +26,21 @@ def register(tmp_path: Path) -> Iterator[list[object]]:
     folder.mkdir()
     names = ["a.png", "b.png", "c.png"]
     for name in names[:2]:
-        Image.new("RGB", (200, 100), (128, 128, 128)).save(folder / name)
+        Image.new("RGB", (800, 400), (128, 128, 128)).save(folder / name)
     (folder / "c.png").write_text("no picture")
     content = {
         "images": [
-            {"id": i, "file_name": name, "width": 200, "height": 100}
+            {"id": i, "file_name": name, "width": 800, "height": 400}
             for i, name in enumerate(names)
         ],
         "annotations": [
-            {"id": i + 1, "image_id": i, "category_id": 3, "bbox": [100, 40, 60, 50], "iscrowd": 0}
+            {
+                "id": i + 1,
+                "image_id": i,
+                "category_id": 3,
+                "bbox": [400, 160, 240, 200],
+                "iscrowd": 0,
+            }
             for i in range(3)
         ],
         "categories": [{"id": 3, "name": "cat"}],

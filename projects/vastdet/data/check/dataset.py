@@ -66,6 +66,8 @@ def check_dataset(
         )
         for index, size in image_repair.sizes.items():
             columns.sizes[index] = size
+        # Boxes of images that go are not held against a size that is wrong.
+        columns.sizes[list(image_repair.drop)] = np.nan
     annotation_repair = annotations.check_annotations(dataset, columns, report, box_format)
     drop_categories = categories.check_categories(dataset, np.unique(columns.category), report)
     if category_space is not None:
