@@ -41,3 +41,10 @@ def test_metrics_have_meanings_and_groups() -> None:
     assert "AP rare" in table
     assert "num_images" not in table
     assert "No summary numbers" in metrics_table({})
+
+
+def test_a_column_that_says_one_thing_is_left_out() -> None:
+    rows = [{"name": n, "frequency": "f", "group": g, "ap": "1"} for n, g in ("ax", "by")]
+    table = category_table(rows, "t")
+    assert "frequency" not in table
+    assert "group" in table

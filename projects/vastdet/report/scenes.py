@@ -13,7 +13,7 @@ from vastdet.report.images import jpeg_data_uri
 
 MAX_LABEL_LENGTH = 28
 MAX_NAMES = 6
-MAX_LABELLED_BOXES = 4  # more labels than this cover a small picture
+MAX_LABELLED_BOXES = 3  # more labels than this cover a small picture
 
 
 def draw_scene(scene: Scene, number: int, threshold: float) -> str:
@@ -62,15 +62,15 @@ def draw_box(box: ShownBox, kind: str, threshold: float, width: int, height: int
         state = ("right" if box.correct else "wrong") + ("" if shown else " off")
         text = f"{box.label} {box.score:.2f}"
     unit = max(width, height) / 30
-    at_right = x0 > 0.6 * width
-    label_x = x1 if at_right else x0
+    shown_text = shorten(text, MAX_LABEL_LENGTH)
+    # The style sheet's font is at most 1.25 units high, a letter about 0.8 wide.
+    label_x = max(min(x0, width - 0.8 * unit * len(shown_text)), 0)
     label_y = y0 - 0.3 * unit if y0 > 1.3 * unit else min(y1 + unit, height - 0.3 * unit)
-    anchor = ' text-anchor="end"' if at_right else ""
     return (
         f'<g class="{state}" data-score="{box.score:.4f}"><title>{escape(text)}</title>'
         f'<rect x="{x0:.1f}" y="{y0:.1f}" width="{x1 - x0:.1f}" height="{y1 - y0:.1f}"/>'
-        f'<text x="{label_x:.1f}" y="{label_y:.1f}"{anchor}>'
-        f"{escape(shorten(text, MAX_LABEL_LENGTH))}</text></g>"
+        f'<text x="{label_x:.1f}" y="{label_y:.1f}">'
+        f"{escape(shown_text)}</text></g>"
     )
 
 

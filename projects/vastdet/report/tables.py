@@ -35,7 +35,7 @@ def metrics_table(metrics: Mapping[str, float | None]) -> str:
     rows = []
     for name, value in metrics.items():
         group, _, short = name.rpartition("/")
-        if not group or short.startswith("AP-"):
+        if not group or not short.startswith("A") or short.startswith("AP-"):
             continue
         text = "undefined" if value is None else f"{value:.1f}"
         where = group.removeprefix("bbox").strip("/").replace("frequency/", "")
@@ -47,7 +47,7 @@ def metrics_table(metrics: Mapping[str, float | None]) -> str:
     if not rows:
         return '<p class="missing">No summary numbers were written.</p>'
     return (
-        '<div class="card scroll" tabindex="0"><table><thead><tr><th scope="col">Metric</th>'
+        '<div class="card scroll whole"><table><thead><tr><th scope="col">Metric</th>'
         '<th scope="col">Percent</th><th scope="col" class="meaning">Meaning</th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
@@ -71,10 +71,7 @@ def to_number(text: str) -> float | None:
 
 def category_table(rows: Sequence[Mapping[str, str]], table_id: str) -> str:
     """A sortable table of per_category.csv, the best AP first; long ones keep both ends."""
-    columns = [c for c in rows[0] if c not in HIDDEN_COLUMNS and any(r.get(c) for r in rows)]
-    name_column = next((c for c in NAME_COLUMNS if c in columns), columns[0])
-    columns = [name_column, *(c for c in columns if c != name_column)]
-    numeric = {c for c in columns[1:] if all(to_number(r[c]) is not None or not r[c] for r in rows)}
+    columns, numeric = choose_columns(rows)
     ap = next((c for c in columns if c.lower() == "ap"), None)
 
     def sort_key(row: Mapping[str, str]) -> float:
@@ -114,6 +111,18 @@ def category_table(rows: Sequence[Mapping[str, str]], table_id: str) -> str:
         f'<table class="sortable" id="{table_id}"><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def choose_columns(rows: Sequence[Mapping[str, str]]) -> tuple[list[str], set[str]]:
+    """The columns worth showing, the name first, and which of them hold numbers.
+
+    Empty columns are left out, and text that is the same in every row (a single frequency group).
+    """
+    columns = [c for c in rows[0] if c not in HIDDEN_COLUMNS and any(r.get(c) for r in rows)]
+    name = next((c for c in NAME_COLUMNS if c in columns), columns[0])
+    rest = [c for c in columns if c != name]
+    numeric = {c for c in rest if all(to_number(r[c]) is not None or not r[c] for r in rows)}
+    return [name, *(c for c in rest if c in numeric or len({r[c] for r in rows}) > 1)], numeric
 
 
 def category_row(
