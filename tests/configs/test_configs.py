@@ -5,12 +5,18 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from detectron2 import model_zoo as detectron2_model_zoo
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 
+from vastdet.data import build_train_loader, save_proposals
+from vastdet.data.proposals import ImageProposals
+from vastdet.engine import set_num_classes
 from vastdet.model_zoo import get_config, get_config_file, list_configs
 
 NAMES = list_configs()
@@ -48,7 +54,8 @@ def test_opens_with_paper_command_hardware_and_results(name: str) -> None:
     comment = opening_comment(get_config_file(name))
     missing = [part for part in HEADER_PARTS if part not in comment]
     assert not missing, f"the opening comment lacks {missing}"
-    assert re.search(r"\([^()]* (19|20)\d\d\b", comment) or "theirs" in comment, "no paper and year"
+    paper = re.search(r"\([^()]* (19|20)\d\d\b|arXiv:\d{4}\.\d{5}", comment)
+    assert paper or "theirs" in comment, "no author and year, nor an arXiv number"
     if name in MODELS:
         assert f"configs/{name}.yaml" in comment, "the command names another file"
         assert re.search(r"\d+(\.\d+)?( AP| \(torchvision)|no published figure", comment)
@@ -153,3 +160,36 @@ def test_means_the_same_as_detectron2_s_config(name: str) -> None:
         elif ours[key] != value:
             differing.append(f"{key}: {ours[key]} where Detectron2 has {value}")
     assert not differing, "\n".join(differing)
+
+
+@pytest.fixture(scope="module")
+def proposal_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Random proposals for every image of the generated training set."""
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 120, (100, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(10, 40, (100, 2))], 1, dtype=np.float32)
+    logits = np.zeros(100, np.float32)
+    records = DatasetCatalog.get("generated_24_train")
+    path = tmp_path_factory.mktemp("proposals") / "generated_24_train.npz"
+    save_proposals(path, [ImageProposals(str(r["image_id"]), boxes, logits) for r in records])
+    return str(path)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("quick/")])
+def test_small_configs_take_a_training_step(name: str, proposal_file: str) -> None:
+    cfg = get_config(name)
+    cfg.DATASETS.TRAIN = ("generated_24_train",)
+    cfg.DATASETS.PROPOSAL_FILES_TRAIN = (proposal_file,)
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.SOLVER.IMS_PER_BATCH = 2
+    set_num_classes(cfg, 24)
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    batch = next(iter(build_train_loader(cfg, seed=0)))
+    with EventStorage():
+        losses = model(batch)
+    total = sum(losses.values())
+    assert torch.isfinite(total)
+    total.backward()
+    without_gradient = [n for n, p in model.named_parameters() if p.grad is None]
+    assert not without_gradient
