@@ -274,7 +274,8 @@ def commands_section(run: Run) -> Section:
         f'<div><pre tabindex="0">{escape(line)}</pre></div></div>'
         for what, line in commands
     )
-    return Section("next", "Go on from here", body)
+    where = "Run these in the project's folder, after: source .venv/bin/activate"
+    return Section("next", "Go on from here", note(where) + body)
 
 
 def without_folders(text: str) -> str:
