@@ -7,10 +7,9 @@ import logging
 import sys
 from pathlib import Path
 
-import vastdet  # noqa: F401  (registers the datasets)
+from vastdet.data import category_space
 from vastdet.engine.command_line import register_datasets
 from vastdet.engine.config_files import load_config, merge_opts, set_num_classes
-from vastdet.engine.dataset_checks import class_count
 from vastdet.engine.demo import Outcome, detect_in_images, detect_in_video, find_images
 from vastdet.engine.predictor import Predictor
 
@@ -82,7 +81,7 @@ def build_predictor(arguments: argparse.Namespace) -> Predictor:
     if arguments.register:
         register_datasets(arguments)
         own = arguments.register[0][0]
-        set_num_classes(cfg, class_count(own))
+        set_num_classes(cfg, len(category_space(own)))
         cfg.DATASETS.TEST = (own, *cfg.DATASETS.TEST)
     elif names is not None:
         set_num_classes(cfg, len(names))

@@ -7,7 +7,6 @@ import logging
 import sys
 from pathlib import Path
 
-import vastdet  # noqa: F401  (registers the datasets)
 from vastdet.engine.command_line import register_datasets
 from vastdet.report import write_report
 from vastdet.report.page import DEFAULT_NUM_PICTURES

@@ -19,7 +19,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from detectron2.data import Metadata, MetadataCatalog
+from detectron2.data import Metadata
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.video_visualizer import VideoVisualizer
@@ -27,6 +27,7 @@ from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 from tqdm import tqdm
 
+from vastdet.data import category_space
 from vastdet.data.image_io import read_image
 from vastdet.engine.predictor import Predictor
 from vastdet.evaluation.files import write_atomically, write_json
@@ -145,7 +146,7 @@ class Drawing:
     def __init__(self, predictor: Predictor) -> None:
         self.class_names = predictor.class_names
         self.metadata = Metadata(name="demo", thing_classes=predictor.class_names)
-        self.dataset_ids = dataset_ids(predictor)
+        self.space = None if predictor.dataset is None else category_space(predictor.dataset)
 
     def draw(self, pixels: np.ndarray, instances: Instances) -> bytes:
         """The picture (HxWx3 uint8 RGB) with its detections, as JPEG."""
@@ -174,22 +175,13 @@ class Drawing:
             {
                 "image_id": image_id,
                 "file_name": file,
-                "category_id": self.dataset_ids.get(category, category),
+                "category_id": self.space.to_dataset(category) if self.space else category,
                 "category_name": self.name(category),
                 "bbox": [round(v, 2) for v in box],
                 "score": round(score, 5),
             }
             for box, score, category in rows
         ]
-
-
-def dataset_ids(predictor: Predictor) -> dict[int, int]:
-    """Contiguous id -> dataset id, where a dataset gave the class names; {} otherwise."""
-    if predictor.dataset is None:
-        return {}
-    metadata = MetadataCatalog.get(predictor.dataset)
-    to_contiguous = metadata.get("thing_dataset_id_to_contiguous_id") or {}
-    return {contiguous: dataset for dataset, contiguous in to_contiguous.items()}
 
 
 def open_capture(source: str | int) -> cv2.VideoCapture:

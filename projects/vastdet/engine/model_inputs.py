@@ -7,8 +7,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.structures import Boxes, Instances
 
-from vastdet.engine.config_files import class_count_keys
-from vastdet.engine.dataset_checks import value_of
+from vastdet.engine.config_files import class_count_keys, value_of
 
 NUM_PROPOSALS = 256
 
@@ -36,7 +35,7 @@ def random_inputs(
     if batch_size < 1 or height < 1 or width < 1:
         raise ValueError(f"need a positive batch and image size, got {batch_size}, {image_size}")
     generator = torch.Generator().manual_seed(seed)
-    num_classes = min((int(str(value_of(cfg, k))) for k in class_count_keys(cfg)), default=1)
+    num_classes = min((int(value_of(cfg, k)) for k in class_count_keys(cfg)), default=1)
     inputs = []
     for _ in range(batch_size):
         instances = Instances(image_size)

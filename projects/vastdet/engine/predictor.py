@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
+from vastdet.data import category_space
 from vastdet.data.image_io import read_image
 from vastdet.engine.checkpoint import VastdetCheckpointer
 from vastdet.engine.config_files import choose_device
@@ -152,11 +153,7 @@ def names_of_dataset(name: str) -> Sequence[str]:
     """The names of a registered dataset; none where it is not registered or its files are away."""
     if name not in DatasetCatalog.list():
         return ()
-    metadata = MetadataCatalog.get(name)
-    if metadata.get("thing_classes") is None:
-        # Detectron2's COCO registration learns the names when it reads the file.
-        try:
-            DatasetCatalog.get(name)
-        except FileNotFoundError:
-            return ()
-    return metadata.get("thing_classes") or ()
+    try:
+        return category_space(name).names
+    except FileNotFoundError:
+        return ()

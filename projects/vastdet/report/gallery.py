@@ -6,17 +6,18 @@ Boxes are XYXY absolute pixels of the picture as stored.
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 from torch import Tensor
 
+from vastdet.data import category_space
 from vastdet.data.image_io import read_image
 from vastdet.report.matching import (
     IGNORED,
@@ -26,6 +27,7 @@ from vastdet.report.matching import (
     match_detections,
     operating_point,
 )
+from vastdet.vocabulary import CategorySpace
 
 MIN_SHOWN_SCORE = 0.05
 MAX_SHOWN_DETECTIONS = 60
@@ -83,25 +85,24 @@ def read_gallery(
 
     Raises:
         KeyError: the dataset is not registered in this process.
-        ValueError: the results are not COCO results, or the file is too large for a page.
+        ValueError: the results are not COCO results, of another dataset's categories, or the file
+            is too large for a page.
     """
     if dataset not in DatasetCatalog.list():
         raise KeyError(f"dataset {dataset!r} is not registered: use --register NAME JSON IMAGES")
     detections = read_detections(detections_file)
     records = DatasetCatalog.get(dataset)
-    metadata = MetadataCatalog.get(dataset)
-    names: Sequence[str] = metadata.get("thing_classes") or ()
-    to_contiguous = metadata.get("thing_dataset_id_to_contiguous_id")
+    space = category_space(dataset)
     wanted = set(evenly_spaced(len(records), num_pictures))
     scenes, scores, correct, num_objects = [], [], [], 0
     for index, record in enumerate(records):
-        joined = join_record(record, detections.get(record["image_id"], []), to_contiguous)
+        joined = join_record(record, detections.get(record["image_id"], []), space)
         counted = joined.matched != IGNORED
         scores.append(joined.scores[counted])
         correct.append(joined.matched[counted] >= 0)
         num_objects += len(joined.gt_boxes)
         if index in wanted:
-            scenes.append(make_scene(record, joined, names))
+            scenes.append(make_scene(record, joined, space.names))
     all_scores = torch.cat([torch.zeros(0), *scores])
     all_correct = torch.cat([torch.zeros(0, dtype=torch.bool), *correct])
     point = None
@@ -143,7 +144,7 @@ def read_detections(file: Path) -> dict[Any, list[dict[str, Any]]]:
 def join_record(
     record: dict[str, Any],
     detections: list[dict[str, Any]],
-    to_contiguous: Mapping[int, int] | None,
+    space: CategorySpace,
 ) -> JoinedRecord:
     """Put the annotations and detections of one image into tensors and match them."""
     plain: list[tuple[list[float], int]] = []
@@ -156,8 +157,7 @@ def join_record(
     pred_boxes = to_boxes(
         [BoxMode.convert(d["bbox"], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS) for d in detections]
     )
-    ids = [d["category_id"] for d in detections]
-    classes = ids if to_contiguous is None else [to_contiguous.get(i, -1) for i in ids]
+    classes = [space.to_contiguous(d["category_id"]) for d in detections]
     pred_classes = torch.tensor(classes, dtype=torch.int64)
     scores = torch.tensor([d["score"] for d in detections], dtype=torch.float32)
     matched = match_detections(
@@ -173,17 +173,13 @@ def to_boxes(boxes: Sequence[Sequence[float]]) -> Tensor:
 
 def make_scene(record: dict[str, Any], joined: JoinedRecord, names: Sequence[str]) -> Scene:
     """Read a record's picture and turn its boxes into what the page shows."""
-
-    def name(category: int) -> str:
-        return names[category] if 0 <= category < len(names) else f"category {category}"
-
     found = {
         g: score
         for g, score in zip(joined.matched.tolist(), joined.scores.tolist(), strict=True)
         if g >= 0
     }
     ground_truth = [
-        ShownBox(tuple(box), name(c), found.get(g, 0.0))
+        ShownBox(tuple(box), names[c], found.get(g, 0.0))
         for g, (box, c) in enumerate(
             zip(joined.gt_boxes.tolist(), joined.gt_classes.tolist(), strict=True)
         )
@@ -193,6 +189,6 @@ def make_scene(record: dict[str, Any], joined: JoinedRecord, names: Sequence[str
         score, match = float(joined.scores[d]), int(joined.matched[d])
         if score >= MIN_SHOWN_SCORE and match != IGNORED:
             box = tuple(joined.pred_boxes[d].tolist())
-            detections.append(ShownBox(box, name(int(joined.pred_classes[d])), score, match >= 0))
+            detections.append(ShownBox(box, names[int(joined.pred_classes[d])], score, match >= 0))
     pixels = read_image(record["file_name"], format="RGB")
     return Scene(Path(record["file_name"]).name, pixels, ground_truth, detections)
