@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from rich.console import Console
 
 import vastdet  # noqa: F401  (registers the datasets)
@@ -73,13 +73,8 @@ def load_ground_truth(arguments: argparse.Namespace) -> tuple[GroundTruth, str, 
     if arguments.annotations:
         return from_json(arguments.annotations), Path(arguments.annotations).stem, ""
     name = arguments.dataset
-    if name not in DatasetCatalog:
-        raise ValueError(
-            f"no dataset {name!r} is registered; give --annotations FILE instead of --dataset, or "
-            f"one of: {', '.join(sorted(DatasetCatalog.list()))}"
-        )
-    kind = MetadataCatalog.get(name).get("evaluator_type", "coco")
-    return ground_truth_of_dataset(name), name, NOTES.get(kind, "")
+    ground_truth = ground_truth_of_dataset(name)
+    return ground_truth, name, NOTES.get(MetadataCatalog.get(name).get("evaluator_type"), "")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One process of a distributed evaluation: RANK WORLD_SIZE FOLDER. Run by test_coco.py."""
+"""One of two processes that evaluate together: RANK FOLDER. Run, and imported, by test_coco.py."""
 
 import json
 import sys
@@ -12,42 +12,43 @@ from detectron2.structures import Boxes, Instances
 
 from vastdet.evaluation import CocoEvaluator
 
+NAME = "distributed"
+# Uneven shares; images 7 and 8 go to both processes, as a padded sampler would send them.
+SHARES = (range(9), range(7, 12))
 
-def main(rank: int, world_size: int, folder: Path) -> None:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet{world_size}", rank=rank, world_size=world_size
-    )
+
+def evaluate(images: range) -> dict:
+    """Evaluate the given ones of 12 images, with 3 detections each."""
     generator = np.random.default_rng(0)
     corners = generator.uniform(0, 50, (12, 2))
     boxes = np.concatenate([corners, corners + 30], axis=1)
     records = [
-        {
-            "image_id": image,
-            "height": 100,
-            "width": 100,
-            "annotations": [{"bbox": boxes[image].tolist(), "bbox_mode": 0, "category_id": 0}],
-        }
-        for image in range(12)
+        {"image_id": i, "annotations": [{"bbox": box, "bbox_mode": 0, "category_id": 0}]}
+        for i, box in enumerate(boxes.tolist())
     ]
-    outputs = []
-    for box in boxes:
-        found = Instances((100, 100))
-        shifted = torch.from_numpy(box + generator.normal(0, 3, (3, 4))).float()
-        found.pred_boxes = Boxes(shifted)
-        found.scores = torch.from_numpy(generator.random(3)).float()
-        found.pred_classes = torch.zeros(3, dtype=torch.int64)
-        outputs.append(found)
-    DatasetCatalog.register("distributed", lambda: records)
-    MetadataCatalog.get("distributed").set(thing_classes=["cat"])
-    evaluator = CocoEvaluator("distributed", output_folder=None)
-    # Uneven shares; images 7 and 8 go to both processes, as a padded sampler would send them.
-    share = [range(12)] if world_size == 1 else [range(9), range(7, 12)]
-    for image in share[rank]:
-        evaluator.process([records[image]], [{"instances": outputs[image]}])
-    result = evaluator.evaluate()
-    (folder / f"result_{rank}_of_{world_size}.json").write_text(json.dumps(result))
+    found = boxes[:, None] + generator.normal(0, 3, (12, 3, 4))
+    scores = generator.random((12, 3))
+    DatasetCatalog.register(NAME, lambda: records)
+    MetadataCatalog.get(NAME).set(thing_classes=["cat"])
+    evaluator = CocoEvaluator(NAME, output_folder=None)
+    for image in images:
+        output = Instances((100, 100))
+        output.pred_boxes = Boxes(torch.from_numpy(found[image]).float())
+        output.scores = torch.from_numpy(scores[image]).float()
+        output.pred_classes = torch.zeros(3, dtype=torch.int64)
+        evaluator.process([records[image]], [{"instances": output}])
+    return evaluator.evaluate()
+
+
+def main(rank: int, folder: Path) -> None:
+    """Evaluate this process's share and write what it returns."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(SHARES)
+    )
+    result = evaluate(SHARES[rank])
+    (folder / f"rank{rank}.json").write_text(json.dumps(result))
     torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -101,7 +101,7 @@ def test_no_detections() -> None:
 
 
 def test_nothing_at_all() -> None:
-    truth = make_truth([], num_images=0, num_categories=0)
+    truth = make_truth([], num_images=0)
     assert all(np.isnan(list(assert_engines_agree(truth, NO_DETECTIONS).values())))
 
 

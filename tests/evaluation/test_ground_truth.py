@@ -9,6 +9,7 @@ import pytest
 from detectron2.structures import BoxMode
 
 from vastdet.evaluation.ground_truth import from_coco, from_json, from_records
+from vastdet.vocabulary import CategorySpace
 
 CONTENT = {
     "images": [{"id": 9, "height": 4, "width": 6}, {"id": 2, "height": 3, "width": 5}],
@@ -27,9 +28,9 @@ def test_ids_become_numbers_in_sorted_order() -> None:
     truth = from_coco(CONTENT)
     assert truth.image_ids == (2, 9)
     assert truth.image_sizes.tolist() == [[3, 5], [4, 6]]
-    assert truth.names == ("cat", "owl")
-    assert truth.dataset_ids == (4, 7)
-    assert truth.frequency == ("f", "r")
+    assert truth.space.names == ("cat", "owl")
+    assert truth.space.dataset_ids == (4, 7)
+    assert truth.space.frequency == ("f", "r")
     assert truth.image_index.tolist() == [1, 0]
     assert truth.category_index.tolist() == [0, 1]
     assert truth.areas.tolist() == [12, 0.5]
@@ -37,13 +38,13 @@ def test_ids_become_numbers_in_sorted_order() -> None:
     assert truth.segmentations is None
 
 
-def test_contiguous_ids_of_the_metadata_win() -> None:
-    truth = from_coco(CONTENT, contiguous={4: 2, 7: 0, 5: 1})
-    assert truth.dataset_ids == (7, 5, 4)
-    assert truth.names == ("owl", "category 5", "cat")
+def test_the_given_space_decides_contiguous_ids() -> None:
+    space = CategorySpace(names=("owl", "yak", "cat"), dataset_ids=(7, 5, 4))
+    truth = from_coco(CONTENT, space)
+    assert truth.space is space
     assert truth.category_index.tolist() == [2, 0]
-    with pytest.raises(ValueError, match=r"category ids \[4\] \(1 in all\).*does not map"):
-        from_coco(CONTENT, contiguous={7: 0})
+    with pytest.raises(ValueError, match=r"1 annotations have a category_id.*first 4"):
+        from_coco(CONTENT, CategorySpace(names=("owl",), dataset_ids=(7,)))
 
 
 def test_text_ids_and_shared_names() -> None:
@@ -79,12 +80,12 @@ def test_records_equal_the_file() -> None:
         },
         {"image_id": 2, "height": 10, "width": 10},
     ]
-    truth = from_records(records, names=["cat", "owl"], contiguous={40: 0, 70: 1})
+    truth = from_records(records, CategorySpace(names=("cat", "owl"), dataset_ids=(40, 70)))
     assert truth.image_ids == (2, 9)
     assert truth.boxes.tolist() == [[1, 2, 3, 4], [0, 0, 5, 5]]
     assert truth.areas.tolist() == [12, 16]  # of the mask, where there is one
     assert truth.is_crowd.tolist() == [False, True]
-    assert truth.dataset_ids == (40, 70)
+    assert truth.space.dataset_ids == (40, 70)
     assert truth.category_index.tolist() == [1, 0]
     assert truth.segmentations == [None, polygon]
 
@@ -93,7 +94,7 @@ def test_records_with_a_category_out_of_range() -> None:
     annotation = {"bbox": [0, 0, 1, 1], "category_id": 2}
     records = [{"image_id": 3, "annotations": [annotation]}]
     with pytest.raises(ValueError, match=r"image 3 of zoo has category 2, expected 0\.\.1"):
-        from_records(records, names=["cat", "owl"], source="zoo")
+        from_records(records, CategorySpace.from_names(["cat", "owl"]), source="zoo")
 
 
 def changed(key: str, index: int, **values) -> dict:
@@ -106,7 +107,7 @@ def changed(key: str, index: int, **values) -> dict:
     ("content", "message"),
     [
         (changed("images", 0, id=2), "image id 2 is listed more than once"),
-        (changed("categories", 0, id=4), "category id 4 is listed more than once"),
+        (changed("categories", 0, id=4), "category ids must be unique"),
         (changed("annotations", 0, image_id=1), "1 annotations have a image_id.*first 1;"),
         (changed("annotations", 1, category_id=8), "1 annotations have a category_id.*first 8;"),
     ],
@@ -137,7 +138,7 @@ def test_missing_file(tmp_path: Path) -> None:
 
 def test_lvis_and_v3det_files_are_read(shared_data: Path) -> None:
     lvis = from_json(shared_data / "eval_fixtures/lvis_val_100/lvis_val_100.json")
-    assert set(lvis.frequency) == {"r", "c", "f"}
+    assert set(lvis.space.frequency) == {"r", "c", "f"}
     assert len(lvis.image_ids) == 100
     v3det = from_json(shared_data / "eval_fixtures/v3det_mini/gt.json")
-    assert v3det.num_categories == len(v3det.names) > 0
+    assert v3det.num_categories == len(v3det.space) > 0

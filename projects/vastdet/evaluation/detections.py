@@ -106,7 +106,7 @@ def to_coco(detections: Detections, ground_truth: GroundTruth) -> list[dict[str,
     results = [
         {
             "image_id": ground_truth.image_ids[image],
-            "category_id": ground_truth.dataset_ids[category],
+            "category_id": ground_truth.space.dataset_ids[category],
             "bbox": box,
             "score": score,
         }

@@ -5,6 +5,7 @@ Shapes: N images, M annotated boxes, K categories.
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,22 +19,23 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
+from vastdet.data import category_space
+from vastdet.vocabulary import CategorySpace
+
 ImageId = int | str
 
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """Images, categories and annotated boxes of one dataset.
+    """Images and annotated boxes of one dataset.
 
     Images are numbered 0..N-1 in the order of their sorted ids, which is COCO's order; categories
     carry their contiguous ids 0..K-1. The original ids appear only when files are read or written.
 
     Attributes:
+        space: the K categories.
         image_ids: (N,) the dataset's ids, sorted.
         image_sizes: (N, 2) height and width in pixels; 0 where the file does not say.
-        names: (K,) category names.
-        dataset_ids: (K,) category ids in the dataset's files.
-        frequency: (K,) "r", "c", "f" or None.
         image_index: (M,) int64 in [0, N).
         category_index: (M,) int64 in [0, K).
         boxes: (M, 4) float64 XYWH absolute pixels of the original image.
@@ -43,11 +45,9 @@ class GroundTruth:
         annotated: False for a test set whose file lists images only.
     """
 
+    space: CategorySpace
     image_ids: tuple[ImageId, ...]
     image_sizes: np.ndarray
-    names: tuple[str, ...]
-    dataset_ids: tuple[int, ...]
-    frequency: tuple[str | None, ...]
     image_index: np.ndarray
     category_index: np.ndarray
     boxes: np.ndarray
@@ -63,52 +63,42 @@ class GroundTruth:
         return {image_id: index for index, image_id in enumerate(self.image_ids)}
 
     @cached_property
-    def index_of_category(self) -> dict[int, int]:
-        """Dataset category id to its contiguous id in [0, K)."""
-        return {dataset_id: index for index, dataset_id in enumerate(self.dataset_ids)}
-
-    @cached_property
     def labels(self) -> tuple[str, ...]:
         """(K,) names made unique: a name that several categories share is followed by its id."""
-        counts = Counter(self.names)
+        counts = Counter(self.space.names)
         return tuple(
             name if counts[name] == 1 else f"{name} ({dataset_id})"
-            for name, dataset_id in zip(self.names, self.dataset_ids, strict=True)
+            for name, dataset_id in zip(self.space.names, self.space.dataset_ids, strict=True)
         )
 
     @property
     def num_categories(self) -> int:
         """K."""
-        return len(self.names)
+        return len(self.space)
 
 
 def ground_truth_of_dataset(dataset_name: str) -> GroundTruth:
     """Ground truth of a registered dataset.
 
     It comes from the file that `Metadata.json_file` names, else from the records of
-    `DatasetCatalog`. Raises FileNotFoundError for a missing file, ValueError for a broken one.
+    `DatasetCatalog`. Raises FileNotFoundError for a missing file, ValueError for a broken one and
+    for a dataset that is not registered.
     """
-    metadata = MetadataCatalog.get(dataset_name)
-    json_file = metadata.get("json_file")
+    space = category_space(dataset_name)
+    json_file = MetadataCatalog.get(dataset_name).get("json_file")
     if json_file is None:
-        records = DatasetCatalog.get(dataset_name)
-        return from_records(
-            records,
-            names=metadata.thing_classes,
-            contiguous=metadata.get("thing_dataset_id_to_contiguous_id"),
-            source=dataset_name,
-        )
-    return from_json(json_file, contiguous=metadata.get("thing_dataset_id_to_contiguous_id"))
+        return from_records(DatasetCatalog.get(dataset_name), space, source=dataset_name)
+    return from_json(json_file, space)
 
 
-def from_json(json_file: str | Path, *, contiguous: Mapping[int, int] | None = None) -> GroundTruth:
+def from_json(json_file: str | Path, space: CategorySpace | None = None) -> GroundTruth:
     """Ground truth of a COCO-format annotation file.
 
-    `contiguous` maps dataset category ids to 0..K-1; without it, ascending ids are numbered, as
-    Detectron2 does. Raises FileNotFoundError when there is no such file and ValueError when it is
-    not COCO's format or names a category or an image that it does not list.
+    `space` gives the contiguous ids; without it the file's own categories do, by ascending id.
+    Raises FileNotFoundError when there is no such file and ValueError when it is not COCO's format
+    or names a category or an image that it does not list.
     """
-    path = Path(PathManager.get_local_path(str(json_file)))
+    path = Path(PathManager.get_local_path(os.path.expanduser(json_file)))
     if not path.is_file():
         raise FileNotFoundError(
             f"no annotation file at {path}; give the path of a COCO-format JSON file"
@@ -122,7 +112,7 @@ def from_json(json_file: str | Path, *, contiguous: Mapping[int, int] | None = N
             f"{path} is not a COCO annotation file: expected an object with the keys images, "
             f"annotations and categories, got {describe(content)}"
         )
-    return from_coco(content, contiguous=contiguous, source=str(path))
+    return from_coco(content, space, source=str(path))
 
 
 def describe(content: Any) -> str:
@@ -133,29 +123,26 @@ def describe(content: Any) -> str:
 
 
 def from_coco(
-    content: Mapping[str, Any], *, contiguous: Mapping[int, int] | None = None, source: str = ""
+    content: Mapping[str, Any], space: CategorySpace | None = None, *, source: str = ""
 ) -> GroundTruth:
     """Ground truth of a COCO-format dictionary; `from_json` says what is checked."""
-    categories = ordered_categories(content["categories"], contiguous, source)
+    space = space or CategorySpace.from_coco({"categories": content["categories"]})
     images = sorted(content["images"], key=lambda image: sort_key(image["id"]))
     image_ids = tuple(image["id"] for image in images)
-    check_unique(image_ids, "image id", source)
+    check_unique(image_ids, source)
     annotations = content.get("annotations")
     index_of_image = {image_id: index for index, image_id in enumerate(image_ids)}
-    index_of_category = {entry["id"]: index for index, entry in enumerate(categories)}
     rows = annotations or []
     masks = [row.get("segmentation") or None for row in rows]
     boxes = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
     return GroundTruth(
+        space=space,
         image_ids=image_ids,
         image_sizes=np.array(
             [(i.get("height", 0), i.get("width", 0)) for i in images], dtype=np.int64
         ).reshape(-1, 2),
-        names=tuple(entry["name"] for entry in categories),
-        dataset_ids=tuple(entry["id"] for entry in categories),
-        frequency=tuple(entry.get("frequency") for entry in categories),
         image_index=look_up(index_of_image, rows, "image_id", source),
-        category_index=look_up(index_of_category, rows, "category_id", source),
+        category_index=look_up(space.dataset_id_to_contiguous_id, rows, "category_id", source),
         boxes=boxes,
         areas=np.array(
             [row.get("area", b[2] * b[3]) for row, b in zip(rows, boxes, strict=True)],
@@ -169,11 +156,7 @@ def from_coco(
 
 
 def from_records(
-    records: Sequence[Mapping[str, Any]],
-    *,
-    names: Sequence[str],
-    contiguous: Mapping[int, int] | None = None,
-    source: str = "",
+    records: Sequence[Mapping[str, Any]], space: CategorySpace, *, source: str = ""
 ) -> GroundTruth:
     """Ground truth of Detectron2's standard dataset dicts, with contiguous category ids.
 
@@ -186,34 +169,25 @@ def from_records(
         size = (record.get("height", 0), record.get("width", 0))
         content["images"].append({"id": image_id, "height": size[0], "width": size[1]})
         for annotation in record.get("annotations", ()):
-            row = annotation_row(annotation, size)
-            content["annotations"].append({"image_id": image_id, **row})
-    dataset_ids = {index: index for index in range(len(names))}
-    dataset_ids.update({index: dataset_id for dataset_id, index in (contiguous or {}).items()})
-    content["categories"] = [
-        {"id": dataset_ids[index], "name": name} for index, name in enumerate(names)
-    ]
-    for row in content["annotations"]:
-        index = row["category_id"]
-        if index not in dataset_ids:
-            raise ValueError(
-                f"image {row['image_id']!r} of {source or 'the dataset'} has category {index}, "
-                f"expected 0..{len(names) - 1} (thing_classes has {len(names)} names)"
-            )
-        row["category_id"] = dataset_ids[index]
-    order = {dataset_id: index for index, dataset_id in dataset_ids.items()}
-    return from_coco(content, contiguous=order, source=source)
+            index = annotation["category_id"]
+            if not 0 <= index < len(space):
+                raise ValueError(
+                    f"image {image_id!r} of {source or 'the dataset'} has category {index}, "
+                    f"expected 0..{len(space) - 1}: {len(space)} categories are registered"
+                )
+            row = {"image_id": image_id, "category_id": space.to_dataset(index)}
+            content["annotations"].append({**row, **annotation_shape(annotation, size)})
+    return from_coco(content, space, source=source)
 
 
-def annotation_row(annotation: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """One annotation of a dataset dict in COCO's form, its category id still contiguous."""
+def annotation_shape(annotation: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """Box, area, crowd flag and mask of an annotation of a dataset dict in COCO's form."""
     mode = annotation.get("bbox_mode", BoxMode.XYXY_ABS)
     box = BoxMode.convert(list(map(float, annotation["bbox"])), mode, BoxMode.XYWH_ABS)
     row = {
         "bbox": box,
         "area": box[2] * box[3],
         "iscrowd": annotation.get("iscrowd", 0),
-        "category_id": annotation["category_id"],
     }
     segmentation = annotation.get("segmentation")
     if segmentation is None:
@@ -224,24 +198,6 @@ def annotation_row(annotation: Mapping[str, Any], size: tuple[int, int]) -> dict
     else:
         row["area"] = float(mask_util.area(segmentation))
     return {**row, "segmentation": segmentation}
-
-
-def ordered_categories(
-    entries: Sequence[Mapping[str, Any]], contiguous: Mapping[int, int] | None, source: str
-) -> list[Mapping[str, Any]]:
-    """The categories in the order of their contiguous ids."""
-    check_unique([entry["id"] for entry in entries], "category id", source)
-    if contiguous is None:
-        return sorted(entries, key=lambda entry: entry["id"])
-    unknown = sorted({entry["id"] for entry in entries} - set(contiguous))
-    if unknown:
-        raise ValueError(
-            f"{source or 'the ground truth'} lists category ids {unknown[:5]} ({len(unknown)} in "
-            "all) that the metadata does not map; register the dataset with its own file"
-        )
-    by_id = {entry["id"]: entry for entry in entries}
-    dataset_ids = sorted(contiguous, key=contiguous.__getitem__)
-    return [by_id.get(i, {"id": i, "name": f"category {i}"}) for i in dataset_ids]
 
 
 def look_up(
@@ -257,12 +213,12 @@ def look_up(
     return np.array([index[row[key]] for row in rows], dtype=np.int64)
 
 
-def check_unique(ids: Sequence[Any], what: str, source: str) -> None:
-    """Raise ValueError when two entries share an id."""
-    repeated = [value for value, count in Counter(ids).items() if count > 1]
+def check_unique(image_ids: Sequence[ImageId], source: str) -> None:
+    """Raise ValueError when two images share an id."""
+    repeated = [value for value, count in Counter(image_ids).items() if count > 1]
     if repeated:
         raise ValueError(
-            f"{source or 'the ground truth'}: {what} {repeated[0]!r} is listed more than once "
+            f"{source or 'the ground truth'}: image id {repeated[0]!r} is listed more than once "
             f"({len(repeated)} such ids); ids must be unique"
         )
 

@@ -137,7 +137,7 @@ def score_frequencies(
     categories: CategoryScores, ground_truth: GroundTruth
 ) -> dict[str, dict[str, float]]:
     """Means over the rare, common and frequent categories that have ground truth; {} without."""
-    groups = np.array([group or "" for group in ground_truth.frequency])
+    groups = np.array([group or "" for group in ground_truth.space.frequency])
     table = {}
     for letter, name in FREQUENCY_NAMES.items():
         chosen = (groups == letter) & ~np.isnan(categories.ap)

@@ -238,7 +238,7 @@ def plot_frequency(scores: Scores, ground_truth: GroundTruth) -> Figure:
     figure = new_figure(8, 4.8)
     axes = figure.subplots()
     rows = scores.categories
-    groups = np.array([group or "" for group in ground_truth.frequency])
+    groups = np.array([group or "" for group in ground_truth.space.frequency])
     chosen = ~np.isnan(rows.ap)
     for letter in ["", *FREQUENCY_NAMES]:
         members = chosen & (groups == letter)

@@ -122,7 +122,7 @@ def category_table(
     """Header and one row a category; None where a number is undefined."""
     columns = [getattr(categories, column.name).tolist() for column in fields(categories)]
     header = ["category_id", "name", "frequency", *(c.name for c in fields(categories))]
-    names = (ground_truth.dataset_ids, ground_truth.labels, ground_truth.frequency)
+    names = (ground_truth.space.dataset_ids, ground_truth.labels, ground_truth.space.frequency)
     rows = [
         [None if value != value else value for value in row]
         for row in zip(*names, *columns, strict=True)

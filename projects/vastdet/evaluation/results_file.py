@@ -59,7 +59,7 @@ def from_results(
         "have an image_id or category_id that is neither number nor text",
     )
     check_images(rows, ground_truth)
-    categories = ground_truth.index_of_category
+    categories = ground_truth.space.dataset_id_to_contiguous_id
     complain(
         rows,
         lambda row: row["category_id"] not in categories,

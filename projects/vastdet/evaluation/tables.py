@@ -16,9 +16,14 @@ def number(value: float) -> str:
     return "-" if np.isnan(value) else f"{value:.1f}"
 
 
+def new_table(title: str) -> Table:
+    """An empty table, wide enough for its title to stay on one line."""
+    return Table(title=title, title_justify="left", min_width=len(title))
+
+
 def summary_table(scores: Scores, *, title: str) -> Table:
     """COCO's summary in two rows of columns: precision, then recall."""
-    table = Table(title=title, title_justify="left", show_header=True)
+    table = new_table(title)
     keys = list(scores.summary)
     precision = [key for key in keys if key.startswith("AP")]
     recall = [key for key in keys if key.startswith("AR")]
@@ -37,7 +42,7 @@ def frequency_table(scores: Scores) -> Table | None:
     """Means over rare, common and frequent categories; None where there are no such groups."""
     if not scores.frequency:
         return None
-    table = Table(title="by frequency in training", title_justify="left")
+    table = new_table("by frequency in training")
     table.add_column("group")
     for heading in ("categories", "AP", "AP50", "AR"):
         table.add_column(heading, justify="right")
@@ -58,7 +63,7 @@ def category_table(scores: Scores, ground_truth: GroundTruth) -> Table:
         half = MAX_ROWS // 2
         order = np.concatenate([order[:half], order[-half:]])
         title += f"; the best and the worst {half}"
-    table = Table(title=f"{title})", title_justify="left")
+    table = new_table(f"{title})")
     table.add_column("category")
     for heading in ("AP", "AP50", "AP75", "AR", "boxes", "detections"):
         table.add_column(heading, justify="right")

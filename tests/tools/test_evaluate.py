@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tools/evaluate.py as a user runs it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+BOX = {"image_id": 3, "category_id": 7, "bbox": [10, 10, 50, 50]}
+TRUTH = {
+    "images": [{"id": 3, "height": 100, "width": 100}],
+    "categories": [{"id": 7, "name": "owl"}, {"id": 9, "name": "yak"}],
+    "annotations": [{**BOX, "id": 1, "area": 2500, "iscrowd": 0}],
+}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    paths = {"truth": tmp_path / "truth.json", "results": tmp_path / "results.json"}
+    paths["truth"].write_text(json.dumps(TRUTH))
+    paths["results"].write_text(json.dumps([{**BOX, "score": 0.9}]))
+    return {**paths, "output": tmp_path / "out"}
+
+
+@pytest.fixture
+def arguments(files: dict[str, Path]) -> list[str]:
+    names = {"--annotations": "truth", "--results": "results", "--output": "output"}
+    return [part for key, name in names.items() for part in (key, str(files[name]))]
+
+
+def test_scores_and_tables(load_tool, arguments, files, capsys) -> None:
+    assert load_tool("evaluate").main([*arguments, "--max-dets", "1", "50"]) == 0
+    shown = capsys.readouterr().out
+    for text in ("bbox on truth: 1 images", "owl", "AP75", "AR50", "100.0"):
+        assert text in shown
+    assert "yak" not in shown
+    metrics = json.loads((files["output"] / "metrics.json").read_text())
+    assert metrics["bbox"]["AP"] == pytest.approx(100)
+    assert (files["output"] / "confusion_matrix.png").is_file()
+
+
+@pytest.mark.parametrize("engine", ["hotcoco", "pycocotools"])
+def test_published_result(load_tool, shared_data: Path, tmp_path: Path, engine: str) -> None:
+    folder = shared_data / "eval_fixtures/coco_val2014_100"
+    status = load_tool("evaluate").main(
+        [
+            *("--annotations", str(folder / "instances_val2014_100.json")),
+            *("--results", str(folder / "instances_val2014_fakesegm100_results.json")),
+            *("--output", str(tmp_path)),
+            *("--iou-type", "segm", "--engine", engine, "--no-plots"),
+        ]
+    )
+    assert status == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    expected = json.loads((folder / "expected_pycocotools_2.0.11.json").read_text())
+    for name, value in zip(expected["order"], expected["segm"], strict=True):
+        assert metrics["segm"][name] / 100 == pytest.approx(value, abs=1e-9)
+    assert not list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ([{**BOX, "score": 1, "category_id": 8}], "1 of 1 detections have a category_id"),
+        ([{**BOX, "score": 1, "image_id": 4}], "another dataset"),
+        ([{**BOX, "score": float("nan")}], "no finite number"),
+        ([BOX], "lack one of"),
+    ],
+)
+def test_wrong_results_exit_2(load_tool, arguments, files, capsys, results, message: str) -> None:
+    files["results"].write_text(json.dumps(results))
+    assert load_tool("evaluate").main(arguments) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ")
+    assert message in shown
+    assert not files["output"].exists()
+
+
+def test_wrong_files_exit_2(load_tool, arguments, files, capsys) -> None:
+    evaluate = load_tool("evaluate")
+    files["results"].unlink()
+    assert evaluate.main(arguments) == 2
+    assert "no results file at" in capsys.readouterr().err
+    files["truth"].unlink()
+    assert evaluate.main(arguments) == 2
+    assert "no annotation file at" in capsys.readouterr().err
+    unknown = ["--dataset", "generated_24_vall", *arguments[2:]]
+    assert evaluate.main(unknown) == 2
+    assert "did you mean generated_24_val" in capsys.readouterr().err
+
+
+def test_set_without_annotations_exits_2(load_tool, arguments, files, capsys) -> None:
+    unlabelled = {key: value for key, value in TRUTH.items() if key != "annotations"}
+    files["truth"].write_text(json.dumps(unlabelled))
+    assert load_tool("evaluate").main(arguments) == 2
+    assert "lists no annotations" in capsys.readouterr().err
+
+
+def test_registered_dataset(load_tool, files, tmp_path: Path, capsys) -> None:
+    files["results"].write_text("[]")
+    results = ["--results", str(files["results"]), "--output", str(tmp_path), "--no-plots"]
+    assert load_tool("evaluate").main(["--dataset", "generated_24_val", *results]) == 0
+    assert "generated_24_val" in capsys.readouterr().out
+    assert json.loads((tmp_path / "metrics.json").read_text())["bbox"]["AP"] == 0
+
+
+def test_interrupt_leaves_no_part_of_a_file(load_tool, arguments, files, capsys, monkeypatch):
+    from vastdet.evaluation import files as writing
+
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writing.os, "fsync", interrupt)
+    assert load_tool("evaluate").main(arguments) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert list(files["output"].iterdir()) == []
+
+
+def test_command_line(load_tool, capsys) -> None:
+    evaluate = load_tool("evaluate")
+    with pytest.raises(SystemExit, match="0"):
+        evaluate.main(["--help"])
+    assert "--annotations JSON" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        evaluate.main(["--dataset", "x"])
+    assert "--results" in capsys.readouterr().err
