@@ -197,7 +197,9 @@ def headline_scores(evaluation: Evaluation) -> list[tuple[str, str]]:
 
 
 def format_duration(seconds: float) -> str:
-    """Hours and minutes, or minutes and seconds."""
+    """Hours and minutes, minutes and seconds, or seconds."""
     minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
     hours, minutes_left = divmod(minutes, 60)
     return f"{hours} h {minutes_left} min" if hours else f"{minutes} min {rest} s"
