@@ -87,10 +87,10 @@ Train = Callable[..., list[int]]
 
 @pytest.fixture(scope="session")
 def train(toy_arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Train]:
-    """Run train_net in forked processes: train(*options, kill=None, processes=1) -> exit codes.
+    """Run train_net in forked processes: train(*options, ...) -> exit codes.
 
-    `kill` names a point of training_process.py where the process kills itself. A code of -9 means
-    killed by SIGKILL.
+    `processes` of them are started as torchrun or slurm (`starter`) would. `kill` names a point of
+    training_process.py where the process kills itself. A code of -9 means killed by SIGKILL.
     """
     script = Path(__file__).with_name("training_process.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -107,8 +107,14 @@ def train(toy_arguments: list[str], tmp_path_factory: pytest.TempPathFactory) ->
         assert server.stdin is not None
         assert server.stdout is not None
 
-        def run(*options: str, kill: str | None = None, processes: int = 1) -> list[int]:
+        def run(
+            *options: str,
+            kill: str | None = None,
+            processes: int = 1,
+            starter: str | None = None,
+        ) -> list[int]:
             job = {"argv": [*toy_arguments, *options], "kill": kill, "processes": processes}
+            job["starter"] = starter or ("torchrun" if processes > 1 else "none")
             start = log.stat().st_size
             server.stdin.write(json.dumps(job) + "\n")
             server.stdin.flush()

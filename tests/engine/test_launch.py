@@ -66,7 +66,8 @@ def test_two_processes_are_resumed_bit_for_bit(train: Any, load: Callable, tmp_p
 
 def test_two_processes_evaluate_together(train: Any, tmp_path: Path) -> None:
     options = ["OUTPUT_DIR", str(tmp_path), "DATASETS.TEST", "('toy',)", "SOLVER.MAX_ITER", "1"]
-    assert train(*options, processes=2) == [0, 0]
+    assert train(*options, processes=2, starter="slurm") == [0, 0]
+    assert "World size: 2" in (tmp_path / "log.txt").read_text()
     assert "bbox/AP" in (tmp_path / "metrics.json").read_text().splitlines()[-1]
 
 

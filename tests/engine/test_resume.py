@@ -84,6 +84,18 @@ def test_killed_twice_with_workers_and_evaluation(
     assert "total_loss" in lines[-2]
 
 
+def test_random_choices_of_the_model_are_repeated(
+    train: Any, load: Callable, tmp_path: Path
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    options = ["MODEL.META_ARCHITECTURE", "ToyRandomLoss", "SOLVER.OPTIMIZER", "AdamW"]
+    options += ["SOLVER.ACCUMULATION_STEPS", "2", "SOLVER.AMP.ENABLED", "True"]
+    assert train(*options, "OUTPUT_DIR", str(whole)) == [0]
+    assert train(*options, "OUTPUT_DIR", str(stopped), kill="in_step@5") == KILLED
+    assert train("--resume", *options, "OUTPUT_DIR", str(stopped)) == [0]
+    assert_equal(load(stopped / "model_final.pth"), load(whole / "model_final.pth"))
+
+
 def damage(path: Path) -> None:
     """Flip one byte in the middle, as a bad disk does."""
     content = bytearray(path.read_bytes())
@@ -113,7 +125,20 @@ def test_damaged_newest_checkpoint_is_passed_over(
 
 def test_all_checkpoints_damaged_is_an_error(train: Any, tmp_path: Path) -> None:
     (tmp_path / "model_0000001.pth").write_bytes(b"not a checkpoint")
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
     assert train("--resume", "OUTPUT_DIR", str(tmp_path)) == [2]
+
+
+def test_run_killed_early_does_not_resume_an_earlier_one(
+    undisturbed: Path, train: Any, load: Callable, tmp_path: Path
+) -> None:
+    output = ["OUTPUT_DIR", str(tmp_path)]
+    assert train(*output, "SEED", "8", "SOLVER.MAX_ITER", "3") == [0]
+    assert train(*output, kill="in_step@1") == KILLED
+    assert train("--resume", *output) == [0]
+    assert_equal(load(tmp_path / "model_final.pth"), load(undisturbed / "model_final.pth"))
+    lines = (tmp_path / "metrics.json").read_text().splitlines()
+    assert [json.loads(line)["iteration"] for line in lines] == [7]
 
 
 def test_only_the_newest_checkpoints_are_kept(train: Any, tmp_path: Path) -> None:

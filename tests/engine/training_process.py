@@ -3,10 +3,12 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import sys
 
+import numpy as np
 import torch
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
@@ -33,6 +35,18 @@ class ToyMeanLoss(nn.Module):
             target = sample["instances"].gt_boxes.tensor.mean(0) / 64
             losses.append(((self.head(features) - target) ** 2).mean())
         return {"loss_box": torch.stack(losses).mean()}
+
+
+@META_ARCH_REGISTRY.register()
+class ToyRandomLoss(ToyMeanLoss):
+    """A loss that draws from every generator and counts its calls, as models may."""
+
+    calls = 0
+
+    def forward(self, batch):
+        self.calls += 1
+        factor = torch.rand(()) + random.random() + np.random.rand() + 1 / self.calls  # noqa: NPY002
+        return {"loss_box": super().forward(batch)["loss_box"] * factor}
 
 
 def die() -> None:
@@ -83,10 +97,13 @@ def die_before_note(count: int) -> None:
 def run_child(job: dict, rank: int, port: int) -> None:
     os.dup2(2, 1)
     torch.set_num_threads(1)
-    if job["processes"] > 1:
-        world = str(job["processes"])
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=world)
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_WORLD_SIZE=world)
+    world = str(job["processes"])
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if job["starter"] == "torchrun":
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=world, **address)
+    elif job["starter"] == "slurm":
+        os.environ.update(SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank), **address)
+        os.environ.update(SLURM_STEP_NUM_TASKS=world, SLURM_STEP_TASKS_PER_NODE=world)
     if job["kill"]:
         point, number = job["kill"].split("@")
         globals()[f"die_{point}"](int(number))

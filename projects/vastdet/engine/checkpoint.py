@@ -187,19 +187,32 @@ class VastdetCheckpointer(DetectionCheckpointer):
         when there are checkpoints but all are damaged.
         """
         if not (resume and self.has_checkpoint()):
+            self._forget_earlier_run()
             return self.load(path, checkpointables=[])
         return self.load(self.newest_good_checkpoint(), complete=True)
+
+    def _forget_earlier_run(self) -> None:
+        """Keep a run that dies before its first checkpoint from resuming another's."""
+        note = Path(self.save_dir) / "last_checkpoint"
+        if self.save_dir and self.save_to_disk and note.exists():
+            logger.warning(
+                "%s holds checkpoints of an earlier run, which are not used.", note.parent
+            )
+            note.unlink()
 
     def has_checkpoint(self) -> bool:
         """Whether the folder holds any checkpoint, damaged or not."""
         return bool(self.checkpoints())
 
     def checkpoints(self) -> list[Path]:
-        """The checkpoint files of the folder: the noted one first, the others newest first."""
-        if not self.save_dir:
+        """The checkpoint files of the folder: the noted one first, the others newest first.
+
+        Without a note there are none: files may be left from an earlier run.
+        """
+        noted = self.get_checkpoint_file() if self.save_dir else ""
+        if not noted:
             return []
         files = list(Path(self.save_dir).glob("model_*.pth"))
-        noted = self.get_checkpoint_file()
         files.sort(key=lambda f: (str(f) == noted, f.stat().st_mtime, f.name), reverse=True)
         return files
 

@@ -3,18 +3,20 @@
 
 import argparse
 import sys
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from torch import nn
 
 from vastdet.data import category_space, register_coco
 from vastdet.engine.checkpoint import VastdetCheckpointer
 from vastdet.engine.config_files import choose_device, load_config, merge_opts, set_num_classes
 from vastdet.engine.dataset_checks import check_class_counts, check_datasets
-from vastdet.engine.launch import launch, share_processor_cores
+from vastdet.engine.launch import launch, process_group, share_processor_cores
 from vastdet.engine.trainer import Trainer
 
 EPILOG = """
@@ -77,8 +79,8 @@ def build_config(arguments: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def evaluate(cfg: CfgNode, *, resume: bool) -> dict[str, Any]:
-    """Score MODEL.WEIGHTS, or with `resume` the newest checkpoint, on DATASETS.TEST."""
+def load_for_evaluation(cfg: CfgNode, *, resume: bool) -> nn.Module:
+    """The model with MODEL.WEIGHTS, or with `resume` those of the newest checkpoint."""
     model = Trainer.build_model(cfg)
     check_class_counts(cfg, model, cfg.DATASETS.TEST)
     checkpointer = VastdetCheckpointer(model, cfg.OUTPUT_DIR)
@@ -91,7 +93,20 @@ def evaluate(cfg: CfgNode, *, resume: bool) -> dict[str, Any]:
             "checkpoint of OUTPUT_DIR."
         )
     checkpointer.load(path, checkpointables=[], complete=True)
-    return Trainer.test(cfg, model)
+    return model
+
+
+class UnusableInputError(Exception):
+    """Raised from the ValueError or FileNotFoundError of something that the user can mend."""
+
+
+@contextmanager
+def user_input() -> Iterator[None]:
+    """Mark errors as the user's to mend; those of training itself keep their traceback."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        raise UnusableInputError(str(error)) from error
 
 
 def run(cfg: CfgNode, arguments: argparse.Namespace) -> None:
@@ -101,10 +116,13 @@ def run(cfg: CfgNode, arguments: argparse.Namespace) -> None:
     default_setup(cfg, arguments)
     share_processor_cores(cfg.MODEL.DEVICE)
     if arguments.eval_only:
-        evaluate(cfg, resume=arguments.resume)
+        with user_input():
+            model = load_for_evaluation(cfg, resume=arguments.resume)
+        Trainer.test(cfg, model)
         return
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=arguments.resume)
+    with user_input():
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=arguments.resume)
     trainer.train()
 
 
@@ -112,10 +130,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run tools/train_net.py; return its exit code, 2 for input that cannot be used."""
     arguments = argument_parser().parse_args(argv)
     try:
-        register_datasets(arguments)
-        cfg = build_config(arguments)
-        launch(run, arguments, device=cfg.MODEL.DEVICE, args=(cfg, arguments))
-    except (ValueError, FileNotFoundError) as error:
+        with user_input():
+            register_datasets(arguments)
+            cfg = build_config(arguments)
+            group = process_group(arguments, cfg.MODEL.DEVICE)
+        launch(run, arguments, group, device=cfg.MODEL.DEVICE, args=(cfg, arguments))
+    except UnusableInputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

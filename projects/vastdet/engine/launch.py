@@ -72,15 +72,32 @@ def first_host(nodelist: str) -> str:
     return prefix if numbers is None else prefix + re.split(r"[-,]", numbers)[0] + (suffix or "")
 
 
-def launch(run: Callable[..., Any], arguments: Namespace, *, device: str, args: tuple) -> None:
-    """Call `run(*args)` in every process of the run.
+def process_group(arguments: Namespace, device: str) -> ProcessGroup | None:
+    """The group that torchrun or srun put this process in, or None when we start the processes.
 
-    A process started by torchrun or srun joins its group. Otherwise `arguments` (of Detectron2's
-    argument parser) say how many processes to start here: `--num-gpus` processes a machine, which
-    on a machine without CUDA are CPU processes. `device` is MODEL.DEVICE; CPU processes talk by
-    gloo, CUDA processes by nccl. Raises ValueError for counts that cannot work.
+    Raises ValueError when the processes that `arguments` ask for cannot be started.
     """
     group = started_by_torchrun() or started_by_slurm()
+    if group is None:
+        check_counts(arguments, device)
+    return group
+
+
+def launch(
+    run: Callable[..., Any],
+    arguments: Namespace,
+    group: ProcessGroup | None,
+    *,
+    device: str,
+    args: tuple,
+) -> None:
+    """Call `run(*args)` in every process of the run.
+
+    A process started by torchrun or srun joins its `group`. Otherwise `arguments` (of Detectron2's
+    argument parser) say how many processes to start here: `--num-gpus` processes a machine, which
+    on a machine without CUDA are CPU processes. `device` is MODEL.DEVICE; CPU processes talk by
+    gloo, CUDA processes by nccl.
+    """
     if group is not None:
         join(group, device)
         try:
@@ -88,7 +105,6 @@ def launch(run: Callable[..., Any], arguments: Namespace, *, device: str, args: 
         finally:
             dist.destroy_process_group()
         return
-    check_counts(arguments, device)
     spawn_processes(
         run,
         max(arguments.num_gpus, 1),

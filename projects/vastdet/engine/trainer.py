@@ -70,7 +70,7 @@ class Trainer(DefaultTrainer):
         device_ids = [comm.get_local_rank()] if next(model.parameters()).is_cuda else None
         self._trainer = TrainStep(
             create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids),
-            build_train_loader(cfg, seed=self.seed),
+            self._new_train_loader(cfg),
             optimizer,
             accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
             dtype=amp_dtype(cfg),
@@ -88,16 +88,17 @@ class Trainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """Resume from the newest good checkpoint of OUTPUT_DIR, or load MODEL.WEIGHTS.
 
-        Without a checkpoint to resume from, training starts at iteration 0 from MODEL.WEIGHTS.
+        Without a checkpoint to resume from, training starts at iteration 0 from MODEL.WEIGHTS, and
+        the metrics and the `last_checkpoint` of an earlier run in OUTPUT_DIR are dropped.
         """
         resume = resume and self.checkpointer.has_checkpoint()
+        # All processes look before the main one changes the folder.
+        comm.synchronize()
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
-        if not resume:
-            return
-        self.start_iter = self.iter + 1
-        self.data_loader.restart(
-            seed=self.seed, start_batch=self.start_iter * self.cfg.SOLVER.ACCUMULATION_STEPS
-        )
+        if resume:
+            self.start_iter = self.iter + 1
+            first_batch = self.start_iter * self.cfg.SOLVER.ACCUMULATION_STEPS
+            self.data_loader.restart(seed=self.seed, start_batch=first_batch)
         if comm.is_main_process():
             forget_metrics(Path(self.cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
         comm.synchronize()
@@ -145,13 +146,18 @@ class Trainer(DefaultTrainer):
             else None,
         ]
 
+    def _new_train_loader(self, cfg: CfgNode) -> TrainLoader:
+        loader = self.build_train_loader(cfg)
+        loader.restart(seed=self.seed, start_batch=0)
+        return loader
+
     def _build_precise_bn(self) -> PreciseBN | None:
         cfg = self.cfg.clone()
         if not (cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model)):
             return None
         cfg.defrost()
         cfg.DATALOADER.NUM_WORKERS = 0
-        loader = build_train_loader(cfg, seed=self.seed)
+        loader = self._new_train_loader(cfg)
         return PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, cfg.TEST.PRECISE_BN.NUM_ITER)
 
     def _evaluate(self) -> dict[str, Any]:
@@ -187,7 +193,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
-        """The training loader from its beginning."""
+        """The training loader; override it to pass another `mapper` to `build_train_loader`."""
         return build_train_loader(cfg, seed=max(cfg.SEED, 0))
 
     @classmethod
