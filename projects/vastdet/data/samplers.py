@@ -108,7 +108,7 @@ class BatchSchedule:
             start_part = 0
 
     def _steps(self, indices: Iterator[int], start: int) -> Iterator[list[Draw]]:
-        draws = enumerate(indices)
+        draws: Iterator[Draw] = enumerate(indices)
         if self.groups is None:
             draws = itertools.islice(draws, start * self.images_per_step, None)
             while True:
