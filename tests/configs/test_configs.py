@@ -175,6 +175,7 @@ def proposal_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("quick/")])
 def test_small_configs_take_a_training_step(name: str, proposal_file: str) -> None:
     cfg = get_config(name)
