@@ -13,8 +13,8 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 
-from vastdet.evaluation.detections import NO_DETECTIONS, Detections, from_instances, to_coco
-from vastdet.evaluation.files import write_json
+from vastdet.evaluation.detections import NO_DETECTIONS, Detections, from_instances, results_json
+from vastdet.evaluation.files import write_atomically
 from vastdet.evaluation.ground_truth import GroundTruth, ground_truth_of_dataset
 from vastdet.evaluation.metrics import Scores
 from vastdet.evaluation.report import ReportOptions, log_scores, write_report
@@ -123,8 +123,10 @@ class CocoEvaluator(DatasetEvaluator):
         detections = merge_processes(gathered)
         self._report_coverage([seen for seen, _ in gathered], detections)
         if self.output_folder is not None:
-            results = to_coco(detections, self.ground_truth)
-            write_json(self.output_folder / "coco_instances_results.json", results)
+            write_atomically(
+                self.output_folder / "coco_instances_results.json",
+                results_json(detections, self.ground_truth),
+            )
         if not self.ground_truth.annotated:
             logger.info("%s has no annotations: results were written only.", self.dataset_name)
             return OrderedDict()
