@@ -15,7 +15,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from vastdet.evaluation.confusion import ConfusionMatrix
 from vastdet.evaluation.files import write_atomically
@@ -199,6 +199,7 @@ def plot_confused_pairs(matrix: ConfusionMatrix, ground_truth: GroundTruth) -> F
     axes.bar_label(bars, padding=3, fontsize=8)
     axes.set_yticks(rows, labels, fontsize=8)
     axes.set_ylim(len(pairs) - 0.4, -0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     title = (
         f"Most confused pairs, labelled → predicted "
         f"(IoU ≥ {matrix.iou_threshold:g}, score ≥ {matrix.score_threshold:g})"
