@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vastdet.engine import VastdetCheckpointer
-from vastdet.engine.checkpoint import find_damage, write_atomically
+from vastdet.engine.checkpoint import find_damage
 from vastdet.engine.safe_pickle import load_array_pickle
 
 
@@ -171,19 +171,6 @@ def test_backbone_and_other_classes_are_accepted_for_training_only(tmp_path: Pat
     VastdetCheckpointer(model).load(path)
     with pytest.raises(ValueError, match="number of classes"):
         VastdetCheckpointer(model).load(path, complete=True)
-
-
-def test_crash_while_writing_keeps_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    write_atomically(path, lambda file: file.write(b"old"))
-
-    def crash(file: Any) -> None:
-        file.write(b"new")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, crash)
-    assert path.read_bytes() == b"old"
 
 
 def test_damage_is_found_by_checksum(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-import vastdet.engine.checkpoint as checkpoint_module
+from vastdet import files
 from vastdet.engine.command_line import main
 from vastdet.engine.step import TrainStep
 
@@ -91,7 +91,7 @@ def die_before_note(count: int) -> None:
         if len(calls) == 2 * count - 1:
             die()
 
-    checkpoint_module.os.replace = replace_then_die
+    files.os.replace = replace_then_die
 
 
 def run_child(job: dict, rank: int, port: int) -> None:

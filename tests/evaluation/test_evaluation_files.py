@@ -1,40 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files appear whole or not at all, and JSON stays strict."""
+"""JSON stays strict."""
 
 import json
 import math
-import os
-import stat
 from pathlib import Path
 
-import pytest
-
 from vastdet.evaluation import files
-
-
-def test_replaces_a_file_and_makes_folders(tmp_path: Path) -> None:
-    path = tmp_path / "a" / "b.txt"
-    files.write_atomically(path, b"old")
-    files.write_atomically(path, b"new")
-    assert path.read_bytes() == b"new"
-    assert os.listdir(path.parent) == ["b.txt"]
-    umask = os.umask(0)
-    os.umask(umask)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
-
-
-def test_interrupted_write_keeps_the_old_file(tmp_path: Path, monkeypatch) -> None:
-    path = tmp_path / "metrics.json"
-    files.write_atomically(path, b"old")
-
-    def interrupt(_: int) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(files.os, "fsync", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        files.write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["metrics.json"]
 
 
 def test_json_has_no_nan(tmp_path: Path) -> None:

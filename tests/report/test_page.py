@@ -165,7 +165,7 @@ def test_a_failed_write_leaves_the_old_page(
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("vastdet.evaluation.files.os.replace", fail)
+    monkeypatch.setattr("vastdet.files.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         write_report(run, title="new")
     assert (run / "index.html").read_bytes() == before

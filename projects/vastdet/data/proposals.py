@@ -8,18 +8,19 @@ Letters: I images, N_i proposals of image i, G ground-truth boxes. Boxes are XYX
 the upright original image.
 """
 
-import os
 import pickle
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.structures import Boxes, BoxMode, pairwise_iou
+
+from vastdet.files import write_atomically
 
 FIELDS = ("image_ids", "counts", "boxes", "objectness_logits")
 
@@ -37,16 +38,6 @@ class ImageProposals:
     image_id: str
     boxes: np.ndarray
     objectness_logits: np.ndarray
-
-
-def _replace(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write beside `path`, then move into place, so that no reader sees half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        write(file)
-    os.replace(temporary, path)
 
 
 def check_file_name(path: str | Path) -> None:
@@ -71,7 +62,7 @@ def save_proposals(path: str | Path, proposals: Sequence[ImageProposals]) -> Non
             [empty_logits, *(p.objectness_logits for p in proposals)], dtype=np.float32
         ),
     }
-    _replace(path, lambda file: np.savez_compressed(file, **arrays))
+    write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
 
 
 def read_proposals(path: str | Path) -> list[ImageProposals]:
@@ -172,7 +163,7 @@ def export_detectron2(path: str | Path, proposals: Sequence[ImageProposals]) -> 
         "objectness_logits": [p.objectness_logits for p in proposals],
         "bbox_mode": int(BoxMode.XYXY_ABS),
     }
-    _replace(path, lambda file: pickle.dump(content, file, protocol=4))
+    write_atomically(path, lambda file: pickle.dump(content, file, protocol=4))
 
 
 def proposal_recall(

@@ -18,7 +18,8 @@ def random_state(*, cuda: bool = False) -> RandomState:
     With `cuda`, the generator of the current CUDA device is included when CUDA is in use.
     """
     name, keys, position, has_gauss, cached_gaussian = np.random.get_state(legacy=True)  # noqa: NPY002
-    assert name == "MT19937" and isinstance(keys, np.ndarray)
+    assert name == "MT19937"
+    assert isinstance(keys, np.ndarray)
     state = {
         "python": random.getstate(),
         "numpy": (torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached_gaussian),

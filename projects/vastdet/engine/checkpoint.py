@@ -11,9 +11,8 @@ import os
 import pickle
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import urlparse
 
 import torch
@@ -26,28 +25,13 @@ from torch import nn
 
 from vastdet.engine.ema import WeightAverage
 from vastdet.engine.safe_pickle import load_array_pickle, refusal
+from vastdet.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
 # A backbone file matches the detector it was made for nearly in full; a file of something else
 # matches, by chance, a few names such as "fc.weight".
 MIN_MATCHED_FRACTION = 0.1
-
-
-def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file so that a crash leaves either the old one or the new one, whole."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def read_weights(path: str) -> dict[str, Any]:
@@ -146,7 +130,9 @@ class VastdetCheckpointer(DetectionCheckpointer):
             data[key] = checkpointable.state_dict()
         data.update(kwargs)
         path = Path(self.save_dir) / f"{name}.pth"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        # What a killed process left of this file.
+        for partial in path.parent.glob(f".{path.name}.*"):
+            partial.unlink()
         logger.info("Saving checkpoint to %s", path)
         write_atomically(path, lambda file: torch.save(data, file))
         self.tag_last_checkpoint(path.name)
@@ -154,7 +140,7 @@ class VastdetCheckpointer(DetectionCheckpointer):
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Note the newest checkpoint, atomically."""
         path = Path(self.save_dir) / "last_checkpoint"
-        write_atomically(path, lambda file: file.write(last_filename_basename.encode()))
+        write_atomically(path, last_filename_basename.encode())
 
     def load(
         self, path: str, checkpointables: list[str] | None = None, *, complete: bool = False

@@ -14,11 +14,11 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 
 from vastdet.evaluation.detections import NO_DETECTIONS, Detections, from_instances, results_json
-from vastdet.evaluation.files import write_atomically
 from vastdet.evaluation.ground_truth import GroundTruth, ground_truth_of_dataset
 from vastdet.evaluation.metrics import Scores
 from vastdet.evaluation.report import ReportOptions, log_scores, write_report
 from vastdet.evaluation.scoring import score_detections
+from vastdet.files import write_atomically
 
 # Beyond this many categories `AP-name` is left to the files: every key becomes a training scalar.
 MAX_CATEGORY_KEYS = 500

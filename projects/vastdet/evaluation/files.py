@@ -1,38 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing files so that an interrupted run leaves the old file or the new one, never a part."""
+"""Results as strict JSON and as CSV, written atomically."""
 
 import csv
 import io
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Put `data` at `path`, making its folder, by way of a temporary file beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files private; results are as readable as any other file.
-        os.chmod(temporary, 0o666 & ~current_umask())
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def current_umask() -> int:
-    """The permission bits that this process takes away from new files."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+from vastdet.files import write_atomically
 
 
 def without_nan(value: Any) -> Any:

@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from vastdet.evaluation.confusion import ConfusionMatrix
-from vastdet.evaluation.files import write_atomically
 from vastdet.evaluation.ground_truth import GroundTruth
 from vastdet.evaluation.metrics import FREQUENCY_NAMES, Scores
+from vastdet.files import write_atomically
 
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 GREY = "#7F7F7F"

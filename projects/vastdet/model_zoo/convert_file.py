@@ -11,7 +11,8 @@ import torch
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
 
-from vastdet.engine.checkpoint import read_weights, write_atomically
+from vastdet.engine.checkpoint import read_weights
+from vastdet.files import write_atomically
 from vastdet.model_zoo.key_map import Converter, StateDict, change_batch_norm_eps
 from vastdet.model_zoo.torchvision_models import torchvision_converters
 
@@ -131,10 +132,8 @@ def _read(path: str | Path) -> dict[str, Tensor]:
 
 def _write(output: str | Path, weights: StateDict, extra: dict[str, object] | None) -> None:
     output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix == ".safetensors":
-        content = safetensors.torch.save(weights)
-        write_atomically(output, lambda file: file.write(content))
+        write_atomically(output, safetensors.torch.save(weights))
     else:
         wrapped = weights if extra is None else {"model": weights, **extra}
         write_atomically(output, lambda file: torch.save(wrapped, file))

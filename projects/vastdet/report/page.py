@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from vastdet.evaluation.files import write_atomically
+from vastdet.files import write_atomically
 from vastdet.report.charts import format_number
 from vastdet.report.gallery import Gallery, read_gallery
 from vastdet.report.run_folder import Evaluation, Run, read_run

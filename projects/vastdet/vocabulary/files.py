@@ -14,6 +14,8 @@ from typing import Any
 
 from detectron2.utils.file_io import PathManager
 
+from vastdet.files import write_atomically
+
 CATEGORIES_KEY = re.compile(rb'"categories"\s*:\s*(?=\[)')
 FIRST_CHUNK = 1 << 22
 
@@ -61,17 +63,8 @@ def read_json(path: str | Path) -> Any:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as compact JSON; a reader finds the old file or the whole new one."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    write_atomically(path, text.encode("utf-8"))
 
 
 def read_categories(path: str | Path) -> list[Any]:

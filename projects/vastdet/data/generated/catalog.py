@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +23,7 @@ from vastdet.data.generated.splits import (
     GeneratedSplit,
     parse_path,
 )
+from vastdet.files import write_atomically
 
 REGISTERED_SIZES = (10, 24, 50, 100, 500, 1_000, 5_000, 13_000, 20_000)
 
@@ -66,11 +65,7 @@ class GeneratedHandler(PathHandler):
         # Written anew each time: cheap, and never a stale copy of an earlier version.
         self._check_kwargs(kwargs)
         target = Path(get_cache_dir(), "generated", path.removeprefix(PREFIX))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=target.parent, suffix=target.suffix)
-        with os.fdopen(handle, "wb") as file:
-            file.write(self._content(path))
-        os.replace(partial, target)
+        write_atomically(target, self._content(path))
         return str(target)
 
     def _exists(self, path: str, **kwargs: Any) -> bool:

@@ -10,8 +10,6 @@ complete.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +31,7 @@ from vastdet.data.generated.export import (
 )
 from vastdet.data.generated.scene import Layout
 from vastdet.data.generated.splits import GeneratedSplit
+from vastdet.files import write_atomically
 from vastdet.vocabulary import frequency_groups
 
 FORMATS = ("coco", "lvis", "v3det")
@@ -41,19 +40,6 @@ _ENCODING = {
     "png": [cv2.IMWRITE_PNG_COMPRESSION, 1],
     "jpg": [cv2.IMWRITE_JPEG_QUALITY, 95],
 }
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it is either absent (or the old one) or complete."""
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
 
 
 @dataclass
@@ -207,10 +193,10 @@ def write_dataset(
         file_name = f"{index:06d}.{image_type}"
         bgr = np.ascontiguousarray(scene.image[:, :, ::-1])
         encoded = cv2.imencode(f".{image_type}", bgr, _ENCODING[image_type])[1]
-        write_bytes(output / "images" / file_name, encoded.tobytes())
+        (output / "images" / file_name).write_bytes(encoded.tobytes())
         _add_image(found, split, index, Layout(scene.objects, scene.instance_ids), file_name)
     written = []
     for name, content in _annotation_files(found, split, formats).items():
         written.append(output / "annotations" / name)
-        write_bytes(written[-1], content)
+        write_atomically(written[-1], content)
     return written
