@@ -144,12 +144,12 @@ def default_title(run: Run) -> str:
 def lead(run: Run) -> str:
     """One sentence under the title."""
     trained = ", ".join(run.config.get("DATASETS", {}).get("TRAIN") or ())
-    backbone = backbone_name(run.config)
-    parts = [backbone, f"trained on {trained}" if trained else "", run_length(run)]
+    model = " with ".join(p for p in (model_name(run.config), backbone_name(run.config)) if p)
+    parts = [model, f"trained on {trained}" if trained else "", run_length(run)]
     evaluated = ", ".join(e.dataset for e in run.evaluations)
     parts.append(f"evaluated on {evaluated}" if evaluated else "not evaluated yet")
     text = ", ".join(p for p in parts if p)
-    return f"{text[:1].upper() if not backbone else text[:1]}{text[1:]}."
+    return f"{text if model else text[:1].upper() + text[1:]}."
 
 
 def run_length(run: Run) -> str:
