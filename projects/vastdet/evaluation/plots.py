@@ -34,6 +34,8 @@ NUM_PAIRS = 30
 DPI = 130
 TITLE: dict[str, Any] = {"loc": "left", "fontsize": 11}
 SMALL: dict[str, Any] = {"fontsize": 8, "title_fontsize": 8, "frameon": False}
+# A legend to the right of its panel, where no curve can run through it.
+BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "alignment": "left"}
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -66,7 +68,7 @@ def short(label: str, width: int = 24) -> str:
 
 def plot_precision_recall(scores: Scores, ground_truth: GroundTruth) -> Figure:
     """Mean curves for each IoU threshold, and the curves of single categories at IoU 0.5."""
-    figure = new_figure(12.5, 5)
+    figure = new_figure(13, 5)
     left, right = figure.subplots(1, 2)
     curves = scores.curves
     precision = curves.precision[:, :, :, curves.area_labels.index("all"), -1]
@@ -80,7 +82,7 @@ def plot_precision_recall(scores: Scores, ground_truth: GroundTruth) -> Figure:
     limits(left)
     tidy(left, title=f"Mean over {len(with_truth)} categories", x="recall", y="precision")
     if len(with_truth):
-        left.legend(title="IoU    AP", loc="upper right", **SMALL)
+        left.legend(title="IoU    AP", **BESIDE, **SMALL)
     plot_extremes(right, precision[0], scores, ground_truth, with_truth)
     return figure
 
@@ -123,9 +125,7 @@ def plot_extremes(
         title += f" of those with {MIN_BOXES} boxes or more" if enough else ""
     tidy(axes, title=title, x="recall", y="precision")
     if len(order):
-        axes.legend(
-            title="AP50", loc="upper left", bbox_to_anchor=(1.01, 1), alignment="left", **SMALL
-        )
+        axes.legend(title="AP50", **BESIDE, **SMALL)
 
 
 def plot_confusion(matrix: ConfusionMatrix, ground_truth: GroundTruth) -> Figure:
@@ -137,7 +137,8 @@ def plot_confusion(matrix: ConfusionMatrix, ground_truth: GroundTruth) -> Figure
     counts = matrix.dense()[np.ix_(shown, shown)]
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = len(counts)
-    side = 0.17 * size + 3.2
+    # Never narrower than the title.
+    side = max(0.17 * size + 3.2, 4.6)
     figure = new_figure(side + 0.9, side)
     axes = figure.subplots()
     picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
