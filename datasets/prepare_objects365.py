@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from vastdet.data.derive import is_present, is_readable, objects365_present
 from vastdet.data.register import dataset_root
-from vastdet.vocabulary.files import read_json, write_json
+from vastdet.files import write_json
+from vastdet.vocabulary.files import read_json
 
 NUM_SHOWN = 10
 

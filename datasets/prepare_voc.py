@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from vastdet.data.register import dataset_root
 from vastdet.data.voc_xml import voc_to_coco
-from vastdet.vocabulary.files import write_json
+from vastdet.files import write_json
 
 
 def main(arguments: list[str] | None = None) -> None:

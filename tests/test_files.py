@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files appear whole or not at all."""
 
+import json
+import math
 import os
 import stat
 from pathlib import Path
@@ -48,3 +50,17 @@ def test_crash_while_writing_keeps_the_old_file(tmp_path: Path) -> None:
         files.write_atomically(path, crash)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_json_has_no_nan(tmp_path: Path, indent: int | None) -> None:
+    value = {"a": [math.nan, 1.5], "b": {"c": (math.inf,)}, "d": 0.1 + 0.2, "e": "é"}
+    files.write_json(tmp_path / "x.json", value, indent=indent)
+    text = (tmp_path / "x.json").read_text("utf-8")
+    assert json.loads(text) == {"a": [None, 1.5], "b": {"c": [None]}, "d": 0.1 + 0.2, "e": "é"}
+    assert ("\n" in text) == (indent is not None)
+
+
+def test_csv_quotes_names_with_commas(tmp_path: Path) -> None:
+    files.write_csv(tmp_path / "x.csv", ("name", "ap"), [("pan, flat", None)])
+    assert (tmp_path / "x.csv").read_text() == 'name,ap\n"pan, flat",\n'

@@ -13,7 +13,8 @@ from tabulate import tabulate
 import vastdet  # noqa: F401  (registers the models)
 from vastdet.engine.analysis import Analysis, analyze, count_parameters
 from vastdet.engine.config_files import load_config, merge_opts
-from vastdet.evaluation.files import write_json
+from vastdet.engine.tools import exit_status
+from vastdet.files import write_json
 
 TASKS = ("parameters", "flops", "structure")
 EPILOG = """
@@ -113,14 +114,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the tool; 0 done, 2 wrong input."""
+    """Run the tool and return its exit status."""
+    found = parse_arguments(arguments)
     logging.basicConfig(level=logging.ERROR)
-    try:
-        run(parse_arguments(arguments))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: run(found))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ import torch
 
 import vastdet
 from vastdet.engine.model_benchmark import TASKS, Workload, benchmark, load_configs
-from vastdet.evaluation.files import write_json
+from vastdet.engine.tools import exit_status
+from vastdet.files import write_json
 
 EPILOG = """
 Pixels, boxes and, without --weights, weights are random; the time of an inference depends on how
@@ -92,14 +93,10 @@ def describe_device(device: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the tool; 0 done, 2 wrong input."""
+    """Run the tool and return its exit status."""
+    found = parse_arguments(arguments)
     logging.basicConfig(level=logging.ERROR)
-    try:
-        run(parse_arguments(arguments))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: run(found))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from rich.console import Console
 
 import vastdet  # noqa: F401  (registers the datasets)
 from vastdet.data.check import CheckedDataset, check_dataset, from_registered
+from vastdet.engine.tools import exit_status
 from vastdet.vocabulary import CategorySpace
 
 EPILOG = """
@@ -83,24 +84,24 @@ def check(arguments: argparse.Namespace) -> CheckedDataset:
     return checked
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the tool and return its exit code."""
-    found = parse_arguments(arguments)
-    console = Console()
-    try:
-        checked = check(found)
-        checked.report.print(console)
-        if found.json:
-            checked.report.save(found.json)
-        if found.fix:
-            done = checked.write_fixed(found.fix, source=found.annotations)
-            for line in done or ["nothing to mend"]:
-                print(f"  {line}")
-            print(f"cleaned copy: {found.fix}")
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def run(arguments: argparse.Namespace) -> int:
+    """Check, report, mend; return 1 when there are problems."""
+    checked = check(arguments)
+    checked.report.print(Console())
+    if arguments.json:
+        checked.report.save(arguments.json)
+    if arguments.fix:
+        done = checked.write_fixed(arguments.fix, source=arguments.annotations)
+        for line in done or ["nothing to mend"]:
+            print(f"  {line}")
+        print(f"cleaned copy: {arguments.fix}")
     return 0 if checked.report.is_clean else 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the tool and return its exit status."""
+    found = parse_arguments(arguments)
+    return exit_status(lambda: run(found))
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog
 
 import vastdet  # noqa: F401  (registers the datasets)
-from vastdet.data import register_coco
 from vastdet.data.compute_proposals import ProposalSettings, compute_proposals
 from vastdet.data.proposal_methods import MAX_PROPOSALS, METHODS
 from vastdet.data.proposals import export_detectron2, proposal_recall
+from vastdet.engine.tools import add_register_argument, exit_status, register_datasets
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -25,14 +25,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--output output/proposals/generated_24_train.npz",
     )
     parser.add_argument("--dataset", metavar="NAME", required=True, help="a registered dataset")
-    parser.add_argument(
-        "--register",
-        metavar=("NAME", "JSON", "IMAGES"),
-        nargs=3,
-        action="append",
-        default=[],
-        help="register a COCO-format dataset first (repeatable)",
-    )
+    add_register_argument(parser)
     parser.add_argument(
         "--output", metavar="FILE.npz", required=True, type=Path, help="where to store them"
     )
@@ -67,8 +60,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> None:
     """Compute, store and judge the proposals."""
-    for name, json_file, image_root in options.register:
-        register_coco(name, json_file, image_root)
+    register_datasets(options)
     if options.dataset not in DatasetCatalog:
         known = ", ".join(sorted(DatasetCatalog.list()))
         raise ValueError(
@@ -89,14 +81,9 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the tool and return its exit status."""
     options = parse_arguments(arguments)
-    try:
-        run(options)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: run(options))
 
 
 if __name__ == "__main__":

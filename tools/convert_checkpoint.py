@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from vastdet.engine.tools import exit_status
 from vastdet.model_zoo.convert_file import (
     DETECTRON2_EPS,
     coco_category_ids,
@@ -100,14 +101,9 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the tool and return its exit status."""
     options = parse_arguments(arguments)
-    try:
-        run(options)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: run(options))
 
 
 if __name__ == "__main__":

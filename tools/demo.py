@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 from vastdet.data import category_space
-from vastdet.engine.command_line import register_datasets
 from vastdet.engine.config_files import load_config, merge_opts, set_num_classes
 from vastdet.engine.demo import Outcome, detect_in_images, detect_in_video, find_images
 from vastdet.engine.predictor import Predictor
+from vastdet.engine.tools import add_register_argument, exit_status, register_datasets
 
 EPILOG = """
 Class names are taken from --classes, else from the first dataset of DATASETS.TEST (then
@@ -54,14 +54,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-frames", type=int, metavar="N", help="stop a video after N frames")
     names = parser.add_mutually_exclusive_group()
     names.add_argument("--classes", type=Path, metavar="TXT", help="class names, one a line")
-    names.add_argument(
-        "--register",
-        nargs=3,
-        action="append",
-        default=[],
-        metavar=("NAME", "JSON", "IMAGES"),
-        help="take class names from this dataset in COCO format",
-    )
+    add_register_argument(names, "take class names from this dataset in COCO format")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides as KEY VALUE ...")
     found = parser.parse_args(arguments)
     if not 0 <= found.confidence_threshold <= 1:
@@ -94,7 +87,7 @@ def build_predictor(arguments: argparse.Namespace) -> Predictor:
     return predictor
 
 
-def run(arguments: argparse.Namespace) -> Outcome:
+def detect(arguments: argparse.Namespace) -> Outcome:
     """Detect, draw and write."""
     threshold = arguments.confidence_threshold
     if arguments.input is None:
@@ -120,26 +113,25 @@ def run(arguments: argparse.Namespace) -> Outcome:
     return outcome
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the tool and return its exit code."""
-    found = parse_arguments(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
-        outcome = run(found)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; what was written so far is complete", file=sys.stderr)
-        return 130
+def run(arguments: argparse.Namespace) -> int:
+    """Detect, say what was done and what could not be read, and return the exit status."""
+    outcome = detect(arguments)
     if outcome.num_done:
-        what = "images" if found.input else "frames"
-        print(f"{len(outcome.detections)} detections in {outcome.num_done} {what}: {found.output}")
+        what = "images" if arguments.input else "frames"
+        counts = f"{len(outcome.detections)} detections in {outcome.num_done} {what}"
+        print(f"{counts}: {arguments.output}")
     if outcome.failures:
         print(f"{len(outcome.failures)} inputs could not be read:", file=sys.stderr)
         for name, reason in outcome.failures:
             print(f"  {name}: {reason.removeprefix(f'{name}: ')}", file=sys.stderr)
     return outcome.exit_code
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the tool and return its exit status."""
+    found = parse_arguments(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    return exit_status(lambda: run(found))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from detectron2.data import MetadataCatalog
 from rich.console import Console
 
 import vastdet  # noqa: F401  (registers the datasets)
+from vastdet.engine.tools import exit_status
 from vastdet.evaluation.build import NOTES
 from vastdet.evaluation.engines import ENGINES
 from vastdet.evaluation.ground_truth import GroundTruth, from_json, ground_truth_of_dataset
@@ -77,8 +78,9 @@ def load_ground_truth(arguments: argparse.Namespace) -> tuple[GroundTruth, str, 
     return ground_truth, name, NOTES.get(MetadataCatalog.get(name).get("evaluator_type"), "")
 
 
-def run(arguments: argparse.Namespace, console: Console) -> None:
+def run(arguments: argparse.Namespace) -> None:
     """Score, write, print."""
+    console = Console()
     with console.status("reading ground truth") as status:
         ground_truth, dataset, note = load_ground_truth(arguments)
         scores = score_file(
@@ -106,16 +108,9 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 done, 2 wrong input, 130 interrupted."""
-    try:
-        run(parse_arguments(arguments), Console())
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; files already written are complete", file=sys.stderr)
-        return 130
-    return 0
+    """Run the tool and return its exit status."""
+    found = parse_arguments(arguments)
+    return exit_status(lambda: run(found))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 from vastdet.data.generated import GeneratedSplit, SceneConfig
 from vastdet.data.generated.splits import SPLITS, with_settings
 from vastdet.data.generated.writer import FORMATS, IMAGE_TYPES, write_dataset
+from vastdet.engine.tools import exit_status
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -62,23 +63,22 @@ def build_split(arguments: argparse.Namespace) -> GeneratedSplit:
     return with_settings(split, ",".join(settings), "--set")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the tool; returns the exit code."""
-    arguments = parse_arguments(argv)
-    formats = FORMATS if arguments.format == "all" else (arguments.format,)
-    try:
-        written = write_dataset(
-            build_split(arguments),
-            arguments.output,
-            formats=formats,
-            image_type=arguments.image_type,
-            overwrite=arguments.overwrite,
-        )
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def run(arguments: argparse.Namespace) -> None:
+    """Write the dataset and list its files."""
+    written = write_dataset(
+        build_split(arguments),
+        arguments.output,
+        formats=FORMATS if arguments.format == "all" else (arguments.format,),
+        image_type=arguments.image_type,
+        overwrite=arguments.overwrite,
+    )
     print("\n".join(str(path) for path in written))
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the tool and return its exit status."""
+    arguments = parse_arguments(argv)
+    return exit_status(lambda: run(arguments))
 
 
 if __name__ == "__main__":

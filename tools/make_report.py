@@ -7,7 +7,7 @@ import logging
 import sys
 from pathlib import Path
 
-from vastdet.engine.command_line import register_datasets
+from vastdet.engine.tools import add_register_argument, exit_status, register_datasets
 from vastdet.report import write_report
 from vastdet.report.page import DEFAULT_NUM_PICTURES
 
@@ -42,35 +42,28 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--page", type=Path, metavar="HTML", help="file to write (default: DIR/index.html)"
     )
-    parser.add_argument(
-        "--register",
-        nargs=3,
-        action="append",
-        default=[],
-        metavar=("NAME", "JSON", "IMAGES"),
-        help="register the evaluated dataset, in COCO format, to show its pictures",
-    )
+    add_register_argument(parser, "register the evaluated dataset, to show its pictures")
     return parser.parse_args(arguments)
 
 
+def run(arguments: argparse.Namespace) -> None:
+    """Write the page."""
+    register_datasets(arguments)
+    page = write_report(
+        arguments.output,
+        title=arguments.title,
+        num_pictures=arguments.pictures,
+        score_threshold=arguments.score_threshold,
+        page=arguments.page,
+    )
+    print(f"{page} ({page.stat().st_size / 1e6:.1f} MB)")
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Write the page; 0 done, 2 wrong input."""
+    """Run the tool and return its exit status."""
     found = parse_arguments(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
-        register_datasets(found)
-        page = write_report(
-            found.output,
-            title=found.title,
-            num_pictures=found.pictures,
-            score_threshold=found.score_threshold,
-            page=found.page,
-        )
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{page} ({page.stat().st_size / 1e6:.1f} MB)")
-    return 0
+    return exit_status(lambda: run(found))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from vastdet.engine import command_line
+from vastdet.engine.tools import exit_status
 from vastdet.model_zoo import get_config_file
 from vastdet.report import write_report
 
@@ -31,8 +32,13 @@ def main(arguments: list[str] | None = None) -> int:
     status = command_line.main([*train, "OUTPUT_DIR", found.output, *found.opts])
     if status:
         return status
-    page = write_report(found.output, title="A detector trained on this machine")
-    weights = Path(found.output) / "model_final.pth"
+    return exit_status(lambda: report(Path(found.output)))
+
+
+def report(output: Path) -> None:
+    """Write the page and say how to go on."""
+    page = write_report(output, title="A detector trained on this machine")
+    weights = output / "model_final.pth"
     print(
         f"\nOpen {page} in a browser.\n\nGo on from here:\n"
         f"  tools/demo.py --config-file configs/{CONFIG} --input PICTURE_OR_FOLDER "
@@ -42,7 +48,6 @@ def main(arguments: list[str] | None = None) -> int:
         "--register my_train train.json images/ DATASETS.TRAIN \"('my_train',)\" "
         'DATASETS.TEST "()" OUTPUT_DIR output/mine'
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from rich.progress import track
 import vastdet  # noqa: F401  (registers the datasets)
 from vastdet.data import BrokenRecordError, build_train_loader, category_space, read_image
 from vastdet.data.mapper import boxes_of
-from vastdet.engine.command_line import register_datasets
 from vastdet.engine.config_files import load_config
+from vastdet.engine.tools import add_register_argument, exit_status, register_datasets
 
 EPILOG = """
 annotation: the pictures and boxes of the dataset as they are; crowd regions are marked "|crowd".
@@ -49,14 +49,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--source", choices=("annotation", "dataloader"), default="annotation")
     parser.add_argument("--config-file", metavar="YAML", help="its DATASETS.TRAIN is drawn")
     parser.add_argument("--dataset", metavar="NAME", help="draw this registered dataset instead")
-    parser.add_argument(
-        "--register",
-        nargs=3,
-        action="append",
-        default=[],
-        metavar=("NAME", "JSON", "IMAGES"),
-        help="register a dataset in COCO format and draw it",
-    )
+    add_register_argument(parser, "register a dataset in COCO format and draw it")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write")
     parser.add_argument("--num", type=int, default=12, metavar="N", help="pictures (default: 12)")
     parser.add_argument("--seed", type=int, default=0, help="which pictures (default: 0)")
@@ -144,8 +137,8 @@ def grid(pictures: list[np.ndarray]) -> Image.Image:
     return sheet
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Draw and write; return the number of pictures."""
+def run(arguments: argparse.Namespace) -> None:
+    """Draw and write."""
     cfg = build_config(arguments)
     records = (annotated if arguments.source == "annotation" else fed)(cfg, arguments.seed)
     metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
@@ -160,19 +153,13 @@ def run(arguments: argparse.Namespace) -> int:
     if not pictures:
         raise ValueError(f"no picture of {cfg.DATASETS.TRAIN} could be drawn")
     grid(pictures).save(arguments.output / "grid.png")
-    return len(pictures)
+    print(f"{len(pictures)} pictures, and all of them in {arguments.output / 'grid.png'}")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the tool and return its exit code."""
+    """Run the tool and return its exit status."""
     found = parse_arguments(arguments)
-    try:
-        number = run(found)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{number} pictures, and all of them in {found.output / 'grid.png'}")
-    return 0
+    return exit_status(lambda: run(found))
 
 
 if __name__ == "__main__":

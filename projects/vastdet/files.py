@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writing files so that an interrupted run leaves the old file or the new one, never a part."""
 
+import csv
+import io
+import json
+import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
 def write_atomically(path: str | Path, content: bytes | Callable[[IO[bytes]], object]) -> None:
@@ -37,6 +41,42 @@ def write_atomically(path: str | Path, content: bytes | Callable[[IO[bytes]], ob
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_json(path: str | Path, value: Any, *, indent: int | None = None) -> None:
+    """Write `value` as strict JSON in UTF-8, compact without `indent`; a NaN becomes null."""
+    separators = (",", ":") if indent is None else None
+
+    def encode(content: Any) -> str:
+        return json.dumps(
+            content, ensure_ascii=False, allow_nan=False, indent=indent, separators=separators
+        )
+
+    try:
+        text = encode(value)
+    except ValueError:
+        text = encode(without_nan(value))
+    write_atomically(path, text.encode("utf-8"))
+
+
+def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table as CSV; None is an empty cell."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode("utf-8"))
+
+
+def without_nan(value: Any) -> Any:
+    """`value` with every non-finite float replaced by None, since JSON knows no NaN."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def current_umask() -> int:

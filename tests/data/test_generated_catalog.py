@@ -97,16 +97,17 @@ def test_annotations_are_a_coco_file_behind_a_path(
 
 
 def test_metadata_makes_a_category_space() -> None:
-    space = CategorySpace.from_metadata(MetadataCatalog.get("generated_50_open_val"))
-    expected = category_space("generated_50_open_val")
-    assert all(expected.synonyms)
-    assert space.names == expected.names
-    assert space.dataset_ids == expected.dataset_ids == tuple(range(1, 51))
-    assert space.frequency == expected.frequency
-    assert space.novel == expected.novel
-    assert space.hierarchy == expected.hierarchy
-    assert expected.novel is not None
-    assert [group is None for group in expected.frequency] == list(expected.novel)
+    metadata = MetadataCatalog.get("generated_50_open_val")
+    split = GeneratedSplit.default(50, "open_val")
+    space = CategorySpace.from_metadata(metadata)
+    assert space is category_space("generated_50_open_val")
+    assert list(space.names) == metadata.thing_classes == list(split.categories.names)
+    assert metadata.thing_dataset_id_to_contiguous_id == {i + 1: i for i in range(50)}
+    assert all(space.synonyms)
+    assert space.hierarchy is not None
+    assert space.frequency == split.frequency_groups()
+    assert space.novel == tuple(split.categories.novel)
+    assert [group is None for group in space.frequency] == list(space.novel)
     assert not any(category_space("generated_50_val").novel or ())
     with pytest.raises(AttributeError):
         _ = MetadataCatalog.get("generated_50_val").no_such_key

@@ -19,7 +19,8 @@ from detectron2.solver import build_lr_scheduler, build_optimizer
 
 from vastdet import add_vastdet_config
 from vastdet.engine import command_line
-from vastdet.engine.command_line import argument_parser, build_config, main, register_datasets
+from vastdet.engine.command_line import argument_parser, build_config, main
+from vastdet.engine.tools import register_datasets
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))

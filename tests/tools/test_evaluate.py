@@ -105,7 +105,7 @@ def test_registered_dataset(load_tool, files, tmp_path: Path, capsys) -> None:
 
 
 def test_interrupt_leaves_no_part_of_a_file(load_tool, arguments, files, capsys, monkeypatch):
-    from vastdet.evaluation import files as writing
+    from vastdet import files as writing
 
     def interrupt(_: int) -> None:
         raise KeyboardInterrupt

@@ -28,12 +28,15 @@ class LazyMetadata(Metadata):
 
     _LAZY = ("category_space", "thing_classes", "thing_dataset_id_to_contiguous_id")
 
-    def __init__(self, *, read_space: Callable[[], CategorySpace], **values: Any) -> None:
+    def __init__(
+        self, *, read_space: Callable[[], CategorySpace] | None = None, **values: Any
+    ) -> None:
+        """`read_space` is left out by copying, which takes it over with the other values."""
         super().__init__(**values)
         self.__dict__["_read_space"] = read_space
 
     def __getattr__(self, key: str) -> Any:
-        if key not in LazyMetadata._LAZY:
+        if key not in self._LAZY:
             return super().__getattr__(key)
         space = self.__dict__["_read_space"]()
         self.__dict__.update(
@@ -42,6 +45,11 @@ class LazyMetadata(Metadata):
             thing_dataset_id_to_contiguous_id=space.dataset_id_to_contiguous_id,
         )
         return self.__dict__[key]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of the metadata, read now where it was not."""
+        read = {key: getattr(self, key) for key in self._LAZY}
+        return {**{k: v for k, v in self.__dict__.items() if k != "_read_space"}, **read}
 
 
 def dataset_root() -> str:

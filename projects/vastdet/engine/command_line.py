@@ -12,11 +12,12 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from vastdet.data import category_space, register_coco
+from vastdet.data import category_space
 from vastdet.engine.checkpoint import VastdetCheckpointer
 from vastdet.engine.config_files import choose_device, load_config, merge_opts, set_num_classes
 from vastdet.engine.dataset_checks import check_class_counts, check_datasets
 from vastdet.engine.launch import launch, process_group, share_processor_cores
+from vastdet.engine.tools import add_register_argument, register_datasets
 from vastdet.engine.trainer import Trainer
 
 EPILOG = """
@@ -46,23 +47,10 @@ def argument_parser() -> argparse.ArgumentParser:
     """Detectron2's arguments and --register."""
     parser = default_argument_parser(EPILOG)
     parser.description = "Train or evaluate a detector."
-    parser.add_argument(
-        "--register",
-        nargs=3,
-        action="append",
-        default=[],
-        metavar=("NAME", "JSON", "IMAGES"),
-        help="register a dataset in COCO format; may be given several times",
-    )
+    add_register_argument(parser)
     # A free port of this machine, so that two runs do not meet.
     parser.set_defaults(dist_url="auto")
     return parser
-
-
-def register_datasets(arguments: argparse.Namespace) -> None:
-    """Register the datasets of --register; spawned processes need it again."""
-    for name, json_file, image_root in arguments.register:
-        register_coco(name, json_file, image_root)
 
 
 def build_config(arguments: argparse.Namespace) -> CfgNode:

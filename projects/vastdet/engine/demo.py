@@ -30,8 +30,7 @@ from tqdm import tqdm
 from vastdet.data import category_space
 from vastdet.data.image_io import read_image
 from vastdet.engine.predictor import Predictor
-from vastdet.evaluation.files import write_json
-from vastdet.files import write_atomically
+from vastdet.files import write_atomically, write_json
 
 IMAGE_SUFFIXES = {
     ".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".jp2", ".pbm", ".pgm", ".png", ".ppm",

@@ -13,9 +13,9 @@ from detectron2.utils.logger import create_small_table
 from vastdet.evaluation import plots
 from vastdet.evaluation.confusion import confusion_matrix
 from vastdet.evaluation.detections import Detections
-from vastdet.evaluation.files import write_csv, write_json
 from vastdet.evaluation.ground_truth import GroundTruth
 from vastdet.evaluation.metrics import CategoryScores, Scores
+from vastdet.files import write_csv, write_json
 
 logger = logging.getLogger(__name__)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading JSON with errors that name the file, and writing it so that no part of a file is left."""
+"""Reading JSON with errors that name the file."""
 
 import codecs
 import gc
@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.utils.file_io import PathManager
-
-from vastdet.files import write_atomically
 
 CATEGORIES_KEY = re.compile(rb'"categories"\s*:\s*(?=\[)')
 FIRST_CHUNK = 1 << 22
@@ -59,12 +57,6 @@ def read_json(path: str | Path) -> Any:
         except ValueError as error:
             what = "is empty" if not content.strip() else f"is not valid JSON: {error}"
             raise ValueError(f"{path} {what}; copy or download it again") from error
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as compact JSON; a reader finds the old file or the whole new one."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    write_atomically(path, text.encode("utf-8"))
 
 
 def read_categories(path: str | Path) -> list[Any]:

@@ -91,15 +91,10 @@ def metadata_fields(metadata: Metadata) -> Fields:
         )
     dataset_ids = tuple(int(by_contiguous[k]) for k in range(len(classes)))
     fields: Fields = {"names": tuple(classes), "dataset_ids": dataset_ids}
-    for field, key in (("frequency", "thing_frequency"), ("novel", "thing_novel")):
-        if metadata.get(key) is not None:
-            fields[field] = tuple(metadata.get(key))
     # Detectron2's LVIS metadata: a list of {id, image_count}.
     counts = {c["id"]: c["image_count"] for c in metadata.get("class_image_count", ())}
     if counts and all(i in counts for i in dataset_ids):
         fields["image_counts"] = tuple(counts[i] for i in dataset_ids)
-    if metadata.get("category_tree") is not None:
-        _add_tree(fields, metadata.get("category_tree"))
     return fields
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from detectron2.data.catalog import Metadata
 
+from vastdet.files import write_json
 from vastdet.vocabulary import sources
-from vastdet.vocabulary.files import read_json, write_json
+from vastdet.vocabulary.files import read_json
 from vastdet.vocabulary.frequency import COMMON, FREQUENT, RARE, frequency_groups
 from vastdet.vocabulary.hierarchy import CategoryHierarchy
 from vastdet.vocabulary.prompts import DEFAULT_TEMPLATES, fill_templates
@@ -229,12 +230,15 @@ class CategorySpace:
 
     @classmethod
     def from_metadata(cls, metadata: Metadata) -> "CategorySpace":
-        """From Detectron2 metadata: thing_classes, and thing_dataset_id_to_contiguous_id if set.
+        """From Detectron2 metadata: its category_space if it has one, else its thing_classes.
 
-        Without that mapping the dataset ids are the contiguous ids, as in Detectron2. Optional
-        keys: thing_frequency, thing_novel, class_image_count (Detectron2's LVIS), category_tree
-        (the content of a V3Det tree file).
+        The dataset ids are those of thing_dataset_id_to_contiguous_id, without that mapping the
+        contiguous ids, as in Detectron2. Image counts follow from class_image_count, which
+        Detectron2 has for LVIS.
         """
+        space = metadata.get("category_space")
+        if space is not None:
+            return space
         return cls(**sources.metadata_fields(metadata))
 
     # Files ---------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a data check found: one `Finding` a kind of trouble, gathered in a `Report`."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from vastdet.files import write_json
 
 EXAMPLES_SHOWN = 3
 EXAMPLES_SAVED = 100
@@ -96,7 +97,7 @@ class Report:
 
     def save(self, path: str | Path) -> None:
         """Write the report as JSON, with up to 100 offenders of each kind."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", "utf-8")
+        write_json(path, self.to_dict(), indent=1)
 
     def print(self, console: Console | None = None) -> None:
         """Print the report as tables."""

@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.catalog import Metadata
 from detectron2.utils.file_io import PathHandler, PathManager
 from iopath.common.file_io import get_cache_dir
 
@@ -23,6 +21,7 @@ from vastdet.data.generated.splits import (
     GeneratedSplit,
     parse_path,
 )
+from vastdet.data.register import LazyMetadata
 from vastdet.files import write_atomically
 
 REGISTERED_SIZES = (10, 24, 50, 100, 500, 1_000, 5_000, 13_000, 20_000)
@@ -79,32 +78,6 @@ class GeneratedHandler(PathHandler):
         return self._exists(path, **kwargs)
 
 
-class _LazyMetadata(Metadata):
-    """Metadata whose class lists are made when first asked for: 20,000 names take a while."""
-
-    _makers: dict[str, Callable[[], Any]]
-
-    def __getattr__(self, key: str) -> Any:
-        makers = self.__dict__.get("_makers", {})
-        if key not in makers:
-            return super().__getattr__(key)
-        self.__dict__[key] = makers[key]()
-        return self.__dict__[key]
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of the metadata, made now where it was not."""
-        made = {key: getattr(self, key) for key in self._makers}
-        return {**{k: v for k, v in self.__dict__.items() if k != "_makers"}, **made}
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Copies and other processes get the values: the makers do not pickle.
-        return _plain_metadata, (self.as_dict(),)
-
-
-def _plain_metadata(values: dict[str, Any]) -> Metadata:
-    return Metadata(**values)
-
-
 def register_generated(name: str, split: GeneratedSplit) -> None:
     """Register a generated dataset under a name; nothing is laid out before it is asked for.
 
@@ -114,24 +87,13 @@ def register_generated(name: str, split: GeneratedSplit) -> None:
             another `SceneConfig`.
     """
     DatasetCatalog.register(name, split.records)
-    metadata = _LazyMetadata(
+    MetadataCatalog[name] = LazyMetadata(
         name=name,
         evaluator_type="coco",
         json_file=f"{split.folder}/{ANNOTATION_FILE}",
         image_root=split.folder,
+        read_space=split.category_space,
     )
-    count = split.num_categories
-    makers: dict[str, Callable[[], Any]] = {
-        "thing_classes": lambda: list(split.categories.names),
-        "thing_dataset_id_to_contiguous_id": lambda: {i + 1: i for i in range(count)},
-        "thing_frequency": lambda: list(split.frequency_groups()),
-        "category_tree": lambda: split.categories.tree(),
-        "category_space": split.category_space,
-    }
-    if split.is_open:
-        makers["thing_novel"] = lambda: list(split.categories.novel)
-    metadata.__dict__["_makers"] = makers
-    MetadataCatalog[name] = metadata
 
 
 def register_all_generated() -> None:
