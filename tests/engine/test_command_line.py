@@ -16,10 +16,16 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.solver import build_lr_scheduler, build_optimizer
+from torch.multiprocessing import ProcessRaisedException
 
 from vastdet import add_vastdet_config
 from vastdet.engine import command_line
-from vastdet.engine.command_line import argument_parser, build_config, main
+from vastdet.engine.command_line import (
+    argument_parser,
+    build_config,
+    main,
+    unusable_input_of,
+)
 from vastdet.engine.tools import register_datasets
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -81,6 +87,9 @@ def test_registered_data_that_is_not_used_changes_nothing(
         (["--eval-only"], "MODEL.WEIGHTS"),
         (["--register", "toy", "other.json", "other"], "toy"),
         (["--num-machines", "2", "--num-gpus", "1"], "--dist-url"),
+        (["DATASETS.TEST", "('generated_10_val',)"], "another dataset in DATASETS.TEST"),
+        (["MODEL.META_ARCHITECTURE", "Retina"], "No object named 'Retina'"),
+        (["MODEL.BACKBONE.NAME", "build_none"], "No object named 'build_none'"),
     ],
 )
 def test_unusable_input_is_one_line_and_code_2(
@@ -94,6 +103,61 @@ def test_unusable_input_is_one_line_and_code_2(
     assert main([*toy_arguments, *extra, "OUTPUT_DIR", str(tmp_path)]) == 2
     (line,) = [s for s in capsys.readouterr().err.splitlines() if s.startswith("error: ")]
     assert message in line
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["MODEL.WEIGHTS", "no/such.pth"], "no/such.pth"),
+        (["MODEL.RETINANET.NUM_CLASSES", "9"], "Set MODEL.RETINANET.NUM_CLASSES to 3"),
+    ],
+)
+@pytest.mark.slow
+def test_unusable_input_with_two_processes(
+    extra: list[str],
+    message: str,
+    toy_arguments: list[str],
+    tmp_path: Path,
+) -> None:
+    command = [sys.executable, str(REPOSITORY / "tools" / "train_net.py"), *toy_arguments]
+    done = subprocess.run(
+        [*command, "--num-gpus", "2", *extra, "OUTPUT_DIR", str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stdout + done.stderr
+    (line,) = [s for s in done.stderr.splitlines() if s.startswith("error: ")]
+    assert message in line
+
+
+def test_an_error_of_a_spawned_program_is_not_the_users() -> None:
+    text = "\nTraceback (most recent call last):\n  ...\nValueError: a bug in a model\n"
+    assert unusable_input_of(ProcessRaisedException(text, 0, 1)) is None
+
+
+def test_a_folder_that_cannot_be_made(
+    toy_arguments: list[str], tmp_path: Path, unregister: None, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    assert main([*toy_arguments, "OUTPUT_DIR", str(tmp_path / "file" / "run")]) == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_an_interrupted_training_says_how_to_go_on(
+    toy_arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    unregister: None,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    def interrupted(self: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command_line.Trainer, "train", interrupted)
+    assert main([*toy_arguments, "OUTPUT_DIR", str(tmp_path)]) == 130
+    assert "--resume" in capsys.readouterr().err
 
 
 def test_an_error_of_the_program_keeps_its_traceback(

@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 from torch import nn
+from torch.multiprocessing import ProcessRaisedException
 
 from vastdet.data import category_space
 from vastdet.engine.checkpoint import VastdetCheckpointer
@@ -24,18 +26,18 @@ EPILOG = """
 Examples:
 
 Train:
-    $ train_net.py --config-file configs/quick/fcos.yaml OUTPUT_DIR output/fcos
+    $ train_net.py --config-file configs/quick/fcos_generated.yaml OUTPUT_DIR output/fcos
 
 Train on your own data, in COCO format; the number of classes is taken from it:
-    $ train_net.py --config-file configs/quick/fcos.yaml \\
+    $ train_net.py --config-file configs/quick/fcos_generated.yaml \\
         --register my_train train.json images/ --register my_val val.json images/ \\
         DATASETS.TRAIN "('my_train',)" DATASETS.TEST "('my_val',)"
 
 Go on with a run that was stopped:
-    $ train_net.py --config-file configs/quick/fcos.yaml --resume OUTPUT_DIR output/fcos
+    $ train_net.py --config-file configs/quick/fcos_generated.yaml --resume OUTPUT_DIR output/fcos
 
 Evaluate weights:
-    $ train_net.py --config-file configs/quick/fcos.yaml --eval-only \\
+    $ train_net.py --config-file configs/quick/fcos_generated.yaml --eval-only \\
         MODEL.WEIGHTS output/fcos/model_final.pth
 
 Several processes: --num-gpus N (CPU processes on a machine without CUDA), or start with
@@ -85,7 +87,7 @@ def load_for_evaluation(cfg: CfgNode, *, resume: bool) -> nn.Module:
 
 
 class UnusableInputError(Exception):
-    """Raised from the ValueError or FileNotFoundError of something that the user can mend."""
+    """Raised from the error of something that the user can mend."""
 
 
 @contextmanager
@@ -93,8 +95,23 @@ def user_input() -> Iterator[None]:
     """Mark errors as the user's to mend; those of training itself keep their traceback."""
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         raise UnusableInputError(str(error)) from error
+    except KeyError as error:
+        # What Detectron2's registries raise for a name in the config that they do not hold.
+        if "No object named" not in str(error):
+            raise
+        raise UnusableInputError(error.args[0]) from error
+
+
+def unusable_input_of(error: ProcessRaisedException) -> str | None:
+    """The message of an UnusableInputError that ended a spawned process; None for other errors.
+
+    Only the text of the traceback crosses the border between processes.
+    """
+    name = f"{UnusableInputError.__module__}.{UnusableInputError.__qualname__}: "
+    _, found, message = error.msg.rpartition(f"\n{name}")
+    return message.strip() if found else None
 
 
 def run(cfg: CfgNode, arguments: argparse.Namespace) -> None:
@@ -115,15 +132,25 @@ def run(cfg: CfgNode, arguments: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run tools/train_net.py; return its exit code, 2 for input that cannot be used."""
+    """Run tools/train_net.py; return its exit code: 2 for unusable input, 130 interrupted."""
     arguments = argument_parser().parse_args(argv)
     try:
         with user_input():
             register_datasets(arguments)
             cfg = build_config(arguments)
             group = process_group(arguments, cfg.MODEL.DEVICE)
+            PathManager.mkdirs(cfg.OUTPUT_DIR)
         launch(run, arguments, group, device=cfg.MODEL.DEVICE, args=(cfg, arguments))
     except UnusableInputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except ProcessRaisedException as error:
+        message = unusable_input_of(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; --resume goes on from the newest checkpoint", file=sys.stderr)
+        return 130
     return 0

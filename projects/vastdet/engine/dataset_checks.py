@@ -42,7 +42,8 @@ def check_class_counts(cfg: CfgNode, model: nn.Module, names: Iterable[str]) -> 
             continue
         keys = class_count_keys(cfg)
         keys = [key for key in keys if value_of(cfg, key) == expected] or keys
+        list_key = "DATASETS.TRAIN" if name in cfg.DATASETS.TRAIN else "DATASETS.TEST"
         raise ValueError(
             f"Dataset {name!r} has {found} categories, but the model is built for {expected}. "
-            f"Set {' or '.join(keys)} to {found}, or choose another dataset."
+            f"Set {' or '.join(keys)} to {found}, or name another dataset in {list_key}."
         )
