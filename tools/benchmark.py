@@ -24,8 +24,9 @@ Repeat a config to see how far two equal things differ on this machine. KEY VALU
 last, after another option than --config-file or --weights.
 
 Example:
-    $ benchmark.py --config-file configs/quick/fcos_generated.yaml configs/quick/retinanet.yaml \\
-        --task train --batch-size 8 --image-size 160 160 --json output/benchmark.json
+    $ benchmark.py --config-file configs/quick/fcos_generated.yaml \\
+        configs/quick/retinanet_generated.yaml --task train --batch-size 8 \\
+        --image-size 160 160 --json output/benchmark.json
 """
 
 

@@ -30,7 +30,7 @@ dataloader: the training batches, resized and augmented as the config says.
 
 Examples:
     $ visualize_data.py --register mine train.json images/ --output output/look
-    $ visualize_data.py --source dataloader --config-file configs/quick/fcos.yaml \\
+    $ visualize_data.py --source dataloader --config-file configs/quick/fcos_generated.yaml \\
         --output output/look INPUT.COLOR_JITTER.HUE 0.05
 
 KEY VALUE overrides of the config come last.

@@ -103,7 +103,7 @@ def test_registering_again(tmp_path: Path) -> None:
     MetadataCatalog.get("mine")  # looking at a name does not take it
     register_coco("mine", "a.json", "images")
     register_coco("mine", Path("a.json"), Path("images"))
-    with pytest.raises(ValueError, match=r"'mine' is taken: .*a\.json.*b\.json"):
+    with pytest.raises(ValueError, match=r"'mine' is taken .*a\.json.*b\.json.* another name"):
         register_coco("mine", "b.json", "images")
     with pytest.raises(ValueError, match="'coco_2017_val' is taken"):
         register_coco("coco_2017_val", "b.json", "images")

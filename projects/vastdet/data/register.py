@@ -97,7 +97,9 @@ def register_coco(name: str, json_file: str | Path, image_root: str | Path) -> N
         return
     if name in DatasetCatalog or old not in (new, dict.fromkeys(new)):
         raise ValueError(
-            f"dataset name '{name}' is taken: {old}; registering {new} needs another name"
+            f"dataset name '{name}' is taken (annotations {old['json_file']}, images "
+            f"{old['image_root']}); give {json_file} with {image_root} another name, and that "
+            "name to DATASETS.TRAIN or DATASETS.TEST"
         )
     register_annotation_file(
         name, json_file=str(json_file), image_root=str(image_root), evaluator_type="coco"
