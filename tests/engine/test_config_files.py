@@ -77,6 +77,8 @@ def test_missing_files(tmp_path: Path) -> None:
 
 
 def test_pair_without_value() -> None:
+    with pytest.raises(ValueError, match="--resume must come before the KEY VALUE pairs"):
+        load_config(None, ["SOLVER.MAX_ITER", "3", "--resume"])
     with pytest.raises(ValueError, match=r"'SOLVER\.MAX_ITER' has no value"):
         load_config(None, ["SOLVER.MAX_ITER"])
 

@@ -61,6 +61,9 @@ def merge_file(cfg: CfgNode, path: str) -> None:
 
 def merge_opts(cfg: CfgNode, opts: Sequence[Any]) -> None:
     """Merge KEY VALUE pairs into `cfg` in place; see `load_config` for errors."""
+    late = [opt for opt in opts if str(opt).startswith("--")]
+    if late:
+        raise ValueError(f"{late[0]} must come before the KEY VALUE pairs, which end the command.")
     if len(opts) % 2:
         raise ValueError(
             f"KEY VALUE pairs are expected; {opts[-1]!r} has no value in {list(opts)}."
