@@ -160,6 +160,30 @@ def test_an_interrupted_training_says_how_to_go_on(
     assert "--resume" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("policy", ["raise", "skip"])
+def test_broken_records_stop_the_run_in_one_line(
+    policy: str,
+    num_workers: int,
+    toy_folder: Path,
+    tmp_path: Path,
+    unregister: None,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    content = json.loads((toy_folder / "toy.json").read_text())
+    for annotation in content["annotations"]:
+        annotation["bbox"][0] = float("nan")
+    (tmp_path / "nan.json").write_text(json.dumps(content))
+    arguments = ["--config-file", str(toy_folder / "retinanet.yaml"), "--register", "toy_nan"]
+    arguments += [str(tmp_path / "nan.json"), str(toy_folder / "images")]
+    options = ["DATASETS.TRAIN", "('toy_nan',)", "OUTPUT_DIR", str(tmp_path)]
+    options += ["DATALOADER.BROKEN_RECORDS", policy, "DATALOADER.NUM_WORKERS", str(num_workers)]
+    assert main([*arguments, *options]) == 2
+    (line,) = [s for s in capsys.readouterr().err.splitlines() if s.startswith("error: ")]
+    assert "not finite: [nan" in line
+    assert line.count(".png: ") <= 1
+
+
 def test_an_error_of_the_program_keeps_its_traceback(
     toy_arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unregister: None
 ) -> None:

@@ -66,7 +66,7 @@ class SampleDataset(Dataset):
                     sample = self.mapper(record)
                     reason = "the mapper returned nothing"
                 except BrokenRecordError as error:
-                    sample, reason = None, str(error)
+                    sample, reason = None, str(error).removeprefix(f"{file_name}: ")
                     if self.raise_broken:
                         raise
                 # Drawn from the generator that (seed, position, attempt) seeded.
@@ -113,7 +113,7 @@ class TrainLoader:
         return self
 
     def __next__(self) -> list[Record]:
-        """The next batch. Raises ValueError when too many records turned out to be broken."""
+        """The next batch. Raises BrokenRecordError when too many records are broken."""
         if self._batches is None:
             self._batches = iter(self._new_loader())
         batch = next(self._batches)
@@ -138,7 +138,7 @@ class TrainLoader:
                 self.broken[file_name] = reason
                 logger.warning("Skipped a broken record, %s: %s", file_name, reason)
         if len(self.broken) > self._max_broken:
-            raise ValueError(
+            raise BrokenRecordError(
                 f"{len(self.broken)} of {len(self.dataset)} training records are broken, more than "
                 "DATALOADER.MAX_BROKEN_FRACTION allows. Check the data with "
                 "tools/check_dataset.py; the first ones:\n" + self.report(5)

@@ -14,7 +14,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 
-from vastdet.data import category_space
+from vastdet.data import BrokenRecordError, category_space
 from vastdet.engine.checkpoint import VastdetCheckpointer
 from vastdet.engine.config_files import choose_device, load_config, merge_opts, set_num_classes
 from vastdet.engine.dataset_checks import check_class_counts, check_datasets
@@ -104,6 +104,12 @@ def user_input() -> Iterator[None]:
         raise UnusableInputError(error.args[0]) from error
 
 
+def reason_of(error: BrokenRecordError) -> str:
+    """The message of an error; of one from a DataLoader's worker, without its traceback."""
+    text = str(error).strip()
+    return text.splitlines()[-1].partition(": ")[2] if "\nOriginal Traceback" in text else text
+
+
 def unusable_input_of(error: ProcessRaisedException) -> str | None:
     """The message of an UnusableInputError that ended a spawned process; None for other errors.
 
@@ -128,7 +134,10 @@ def run(cfg: CfgNode, arguments: argparse.Namespace) -> None:
     with user_input():
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=arguments.resume)
-    trainer.train()
+    try:
+        trainer.train()
+    except BrokenRecordError as error:
+        raise UnusableInputError(reason_of(error)) from error
 
 
 def main(argv: list[str] | None = None) -> int:
