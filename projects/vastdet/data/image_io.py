@@ -79,7 +79,8 @@ def _opened(path: str) -> Iterator[Image.Image]:
     except Image.DecompressionBombError as error:
         raise BrokenRecordError(
             f"{path}: {str(error).rstrip('.')}. Cut the image into tiles or scale it down (with "
-            "its boxes); if you trust the file and have the memory, raise PIL.Image.MAX_IMAGE_PIXELS in your script"
+            "its boxes); if you trust the file and have the memory, raise "
+            "PIL.Image.MAX_IMAGE_PIXELS in your script"
         ) from error
     except Image.UnidentifiedImageError as error:
         reason = "is empty (0 bytes)" if _is_empty(path) else "is not an image Pillow can identify"
