@@ -80,7 +80,7 @@ def test_builds_its_model(name: str) -> None:
 
 def test_small_configs_train_every_layer() -> None:
     for name in NAMES:
-        if name.startswith("quick/"):
+        if name.startswith("quick/") and not name.startswith("quick/Base-"):
             assert get_config(name).MODEL.BACKBONE.FREEZE_AT == 0, name
 
 
@@ -88,8 +88,10 @@ def test_small_configs_train_every_layer() -> None:
 def test_schedule_is_consistent(name: str) -> None:
     cfg = get_config(name)
     solver = cfg.SOLVER
-    assert list(solver.STEPS) == sorted(set(solver.STEPS))
-    assert solver.STEPS[-1] < solver.MAX_ITER
+    # A base says nothing of the scheduler that its users choose.
+    if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR" and "Base-" not in name:
+        assert list(solver.STEPS) == sorted(set(solver.STEPS))
+        assert solver.STEPS[-1] < solver.MAX_ITER
     assert solver.WARMUP_ITERS < solver.MAX_ITER
     assert solver.IMS_PER_BATCH % max(1, solver.ACCUMULATION_STEPS) == 0
     assert cfg.VERSION == 2
