@@ -3,6 +3,7 @@
 
 import json
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -43,11 +44,17 @@ def evaluate(images: range) -> dict:
 def main(rank: int, folder: Path) -> None:
     """Evaluate this process's share and write what it returns."""
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(SHARES)
+        "gloo",
+        init_method=f"file://{folder}/meet",
+        rank=rank,
+        world_size=len(SHARES),
+        timeout=timedelta(minutes=2),
     )
-    result = evaluate(SHARES[rank])
+    try:
+        result = evaluate(SHARES[rank])
+    finally:
+        torch.distributed.destroy_process_group()
     (folder / f"rank{rank}.json").write_text(json.dumps(result))
-    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -102,11 +102,12 @@ class TrainStep(SimpleTrainer):
         return nullcontext()
 
     def _stop_unless_finite(self, losses: dict[str, torch.Tensor], batch: Batch) -> None:
-        values = {name: loss.item() for name, loss in losses.items()}
-        if all(math.isfinite(value) for value in values.values()):
+        # One transfer from the device for all of them.
+        values = torch.stack([loss.detach().float() for loss in losses.values()]).tolist()
+        if all(map(math.isfinite, values)):
             return
         files = "\n".join(f"  {sample.get('file_name', 'no file name')}" for sample in batch)
-        table = "\n".join(f"  {name} = {value:g}" for name, value in values.items())
+        table = "\n".join(f"  {name} = {value:g}" for name, value in zip(losses, values, strict=True))
         raise FloatingPointError(
             f"A loss became infinite or NaN at iteration {self.iter}.\nLosses:\n{table}\n"
             f"Images of the batch:\n{files}\n"
