@@ -7,8 +7,7 @@ from pathlib import Path
 
 from vastdet.data.derive import lvis_minival
 from vastdet.data.register import dataset_root
-from vastdet.files import write_json
-from vastdet.vocabulary.files import read_json
+from vastdet.files import read_json, write_json
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -10,8 +10,7 @@ from tqdm import tqdm
 
 from vastdet.data.derive import is_present, is_readable, objects365_present
 from vastdet.data.register import dataset_root
-from vastdet.files import write_json
-from vastdet.vocabulary.files import read_json
+from vastdet.files import read_json, write_json
 
 NUM_SHOWN = 10
 

@@ -12,6 +12,7 @@ import vastdet  # noqa: F401  (registers the datasets)
 from vastdet.data.compute_proposals import ProposalSettings, compute_proposals
 from vastdet.data.proposal_methods import MAX_PROPOSALS, METHODS
 from vastdet.data.proposals import export_detectron2, proposal_recall
+from vastdet.data.register import require_registered
 from vastdet.engine.tools import add_register_argument, exit_status, register_datasets
 
 
@@ -61,12 +62,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> None:
     """Compute, store and judge the proposals."""
     register_datasets(options)
-    if options.dataset not in DatasetCatalog:
-        known = ", ".join(sorted(DatasetCatalog.list()))
-        raise ValueError(
-            f"no dataset is called {options.dataset!r}; add --register {options.dataset} JSON "
-            f"IMAGES, or choose one of {known}"
-        )
+    require_registered(options.dataset)
     records = DatasetCatalog.get(options.dataset)
     settings = ProposalSettings(options.method, options.max_proposals)
     proposals = compute_proposals(records, options.output, settings, options.processes)

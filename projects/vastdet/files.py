@@ -1,15 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing files so that an interrupted run leaves the old file or the new one, never a part."""
+"""Reading JSON with errors that name the file, and writing files whole or not at all.
+
+A run that is interrupted leaves the old file or the new one, never a part.
+"""
 
 import csv
+import gc
 import io
 import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from detectron2.utils.file_io import PathManager
 
 
 def write_atomically(path: str | Path, content: bytes | Callable[[IO[bytes]], object]) -> None:
@@ -77,6 +84,47 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Pause the cyclic collector: it only costs time while millions of small dicts are made."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def local_path(path: str | Path) -> Path:
+    """The file on this machine behind `path` (any path that Detectron2's PathManager opens).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    local = Path(PathManager.get_local_path(os.path.expanduser(str(path))))
+    if not local.is_file():
+        kind = "is a folder, not a file" if local.is_dir() else "does not exist"
+        raise FileNotFoundError(f"{path} {kind}")
+    return local
+
+
+def read_json(path: str | Path, *, advice: str = "copy or download it again") -> Any:
+    """The content of a JSON file; an error on what it holds ends with `advice`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is empty, cut off, or otherwise not JSON in UTF-8.
+    """
+    with local_path(path).open("rb") as file, without_garbage_collection():
+        content = file.read()
+        try:
+            return json.loads(content)
+        except ValueError as error:
+            what = "is empty" if not content.strip() else f"is not valid JSON: {error}"
+            raise ValueError(f"{path} {what}; {advice}") from error
 
 
 def current_umask() -> int:

@@ -462,7 +462,7 @@ def test_records_of_a_registered_dataset(dataset: Dataset, images: Path) -> None
         MetadataCatalog.remove(name)
     assert problems(converted, Path(image_root)) == {"box beyond the border": 6, "duplicate box": 3}
     assert converted["annotations"][0]["bbox"] == [0.0, 0.0, 70.0, 10.0]
-    with pytest.raises(ValueError, match="no dataset is registered as 'nothing_here'"):
+    with pytest.raises(ValueError, match="no dataset 'nothing_here' is registered"):
         from_registered("nothing_here")
 
 

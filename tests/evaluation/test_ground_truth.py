@@ -122,7 +122,7 @@ def test_inconsistent_files(content: dict, message: str) -> None:
     [
         ("[]", "expected an object with the keys images, annotations and categories, got a list"),
         ('{"boxes": 1}', "got an object with the keys boxes"),
-        ('{"images": [', "is not JSON"),
+        ('{"images": [', "is not valid JSON"),
     ],
 )
 def test_files_that_are_not_coco(tmp_path: Path, text: str, message: str) -> None:
@@ -132,7 +132,7 @@ def test_files_that_are_not_coco(tmp_path: Path, text: str, message: str) -> Non
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no annotation file at"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.json does not exist"):
         from_json(tmp_path / "absent.json")
 
 

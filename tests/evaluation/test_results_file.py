@@ -104,7 +104,7 @@ def test_results_of_another_dataset(truth: GroundTruth) -> None:
     [
         ("{}", "expected a list of objects, got an object with the keys"),
         ("[1]", "expected a list of objects, got a list"),
-        ("[{", "is not JSON .* is it complete"),
+        ("[{", "is not valid JSON.*expected a complete COCO results file"),
     ],
 )
 def test_not_a_results_file(truth: GroundTruth, tmp_path: Path, text: str, message: str) -> None:
@@ -114,5 +114,5 @@ def test_not_a_results_file(truth: GroundTruth, tmp_path: Path, text: str, messa
 
 
 def test_no_file(truth: GroundTruth, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no results file at"):
+    with pytest.raises(FileNotFoundError, match="is a folder, not a file"):
         read_results(tmp_path, truth)

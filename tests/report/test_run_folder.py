@@ -41,7 +41,7 @@ def test_a_broken_line_elsewhere_is_an_error(tmp_path: Path) -> None:
 def test_damaged_evaluation_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "val").mkdir()
     (tmp_path / "val" / "metrics.json").write_text("{")
-    with pytest.raises(ValueError, match=r"val/metrics\.json is not JSON.*evaluate again"):
+    with pytest.raises(ValueError, match=r"val/metrics\.json is not valid JSON.*evaluate again"):
         read_evaluations(tmp_path)
 
 

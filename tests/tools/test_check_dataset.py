@@ -84,7 +84,7 @@ def test_categories_and_tree(run: Callable, train: Path, tmp_path: Path) -> None
         (("{folder}/gone.json", "--no-images"), "gone.json"),
         (("{train}", "--no-images", "--tree", "{folder}/gone.json"), "gone.json"),
         (("{train}", "--no-images", "--fix", "{train}"), "is the checked file"),
-        (("--dataset", "no_such_dataset"), "no dataset is registered as 'no_such_dataset'"),
+        (("--dataset", "no_such_dataset"), "no dataset 'no_such_dataset' is registered"),
     ],
 )
 def test_wrong_input(

@@ -68,8 +68,8 @@ def test_unknown_dataset_is_one_line(
 ) -> None:
     assert tool(["--dataset", "no_such_set", "--output", str(tmp_path / "p.npz")]) == 2
     message = capsys.readouterr().err
-    assert "no dataset is called 'no_such_set'" in message
-    assert "--register no_such_set JSON IMAGES" in message
+    assert "no dataset 'no_such_set' is registered" in message
+    assert "--register NAME JSON IMAGES" in message
 
 
 def test_wrong_suffix_and_number(

@@ -80,10 +80,10 @@ def test_wrong_files_exit_2(load_tool, arguments, files, capsys) -> None:
     evaluate = load_tool("evaluate")
     files["results"].unlink()
     assert evaluate.main(arguments) == 2
-    assert "no results file at" in capsys.readouterr().err
+    assert f"{files['results']} does not exist" in capsys.readouterr().err
     files["truth"].unlink()
     assert evaluate.main(arguments) == 2
-    assert "no annotation file at" in capsys.readouterr().err
+    assert f"{files['truth']} does not exist" in capsys.readouterr().err
     unknown = ["--dataset", "generated_24_vall", *arguments[2:]]
     assert evaluate.main(unknown) == 2
     assert "did you mean generated_24_val" in capsys.readouterr().err

@@ -158,7 +158,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch) -> None:
     def no_disk(_: int) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("vastdet.vocabulary.files.os.fsync", no_disk)
+    monkeypatch.setattr("vastdet.files.os.fsync", no_disk)
     with pytest.raises(OSError, match="no space"):
         replace(space, novel=None).save(path)
     assert path.read_bytes() == before

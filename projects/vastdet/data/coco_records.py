@@ -10,8 +10,8 @@ from typing import Any
 
 from detectron2.structures import BoxMode
 
+from vastdet.files import read_json, without_garbage_collection
 from vastdet.vocabulary import CategorySpace
-from vastdet.vocabulary.files import read_json, without_garbage_collection
 
 logger = logging.getLogger(__name__)
 

@@ -74,6 +74,18 @@ def require_dataset_path(path: str, dataset_name: str) -> str:
     )
 
 
+def require_registered(dataset_name: str) -> None:
+    """Raise ValueError, naming those of a similar name, when there is no such dataset."""
+    if dataset_name in DatasetCatalog:
+        return
+    close = difflib.get_close_matches(dataset_name, DatasetCatalog.list(), n=3)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    raise ValueError(
+        f"no dataset '{dataset_name}' is registered{hint} (your own data: "
+        "vastdet.data.register_coco, or --register NAME JSON IMAGES)"
+    )
+
+
 def register_coco(name: str, json_file: str | Path, image_root: str | Path) -> None:
     """Register a dataset in COCO format under a name; nothing is read before it is used.
 
@@ -165,13 +177,8 @@ def category_space(dataset_name: str) -> CategorySpace:
         FileNotFoundError: the annotation file is needed and missing.
         ValueError: no such dataset, or its categories are nowhere stated.
     """
-    if dataset_name not in DatasetCatalog and dataset_name not in MetadataCatalog:
-        close = difflib.get_close_matches(dataset_name, DatasetCatalog.list(), n=3)
-        hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise ValueError(
-            f"no dataset '{dataset_name}' is registered{hint} (your own data: "
-            "vastdet.data.register_coco, or --register NAME JSON IMAGES)"
-        )
+    if dataset_name not in MetadataCatalog:
+        require_registered(dataset_name)
     metadata = MetadataCatalog.get(dataset_name)
     space = metadata.get("category_space")
     if space is None:

@@ -107,7 +107,8 @@ class TrainStep(SimpleTrainer):
         if all(map(math.isfinite, values)):
             return
         files = "\n".join(f"  {sample.get('file_name', 'no file name')}" for sample in batch)
-        table = "\n".join(f"  {name} = {value:g}" for name, value in zip(losses, values, strict=True))
+        rows = zip(losses, values, strict=True)
+        table = "\n".join(f"  {name} = {value:g}" for name, value in rows)
         raise FloatingPointError(
             f"A loss became infinite or NaN at iteration {self.iter}.\nLosses:\n{table}\n"
             f"Images of the batch:\n{files}\n"

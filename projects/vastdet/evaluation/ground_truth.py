@@ -4,8 +4,6 @@
 Shapes: N images, M annotated boxes, K categories.
 """
 
-import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +15,9 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
-from detectron2.utils.file_io import PathManager
 
 from vastdet.data import category_space
+from vastdet.files import read_json
 from vastdet.vocabulary import CategorySpace
 
 ImageId = int | str
@@ -98,21 +96,13 @@ def from_json(json_file: str | Path, space: CategorySpace | None = None) -> Grou
     Raises FileNotFoundError when there is no such file and ValueError when it is not COCO's format
     or names a category or an image that it does not list.
     """
-    path = Path(PathManager.get_local_path(os.path.expanduser(json_file)))
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no annotation file at {path}; give the path of a COCO-format JSON file"
-        )
-    try:
-        content = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); expected a COCO annotation file") from None
+    content = read_json(json_file)
     if not isinstance(content, dict) or not {"images", "categories"} <= content.keys():
         raise ValueError(
-            f"{path} is not a COCO annotation file: expected an object with the keys images, "
+            f"{json_file} is not a COCO annotation file: expected an object with the keys images, "
             f"annotations and categories, got {describe(content)}"
         )
-    return from_coco(content, space, source=str(path))
+    return from_coco(content, space, source=str(json_file))
 
 
 def describe(content: Any) -> str:

@@ -15,6 +15,7 @@ import pycocotools.mask as mask_util
 
 from vastdet.evaluation.detections import Detections
 from vastdet.evaluation.ground_truth import GroundTruth, describe
+from vastdet.files import read_json
 
 
 def read_results(
@@ -26,16 +27,7 @@ def read_results(
     Raises FileNotFoundError without a file; raises ValueError, naming the first wrong entry and
     how many there are, for anything that cannot be scored against `ground_truth`.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no results file at {path}; give the path of a COCO results file, such as "
-            "coco_instances_results.json"
-        )
-    try:
-        rows = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); is it complete?") from None
+    rows = read_json(path, advice="expected a complete COCO results file")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(
             f"{path} is not a COCO results file: expected a list of objects, got {describe(rows)}"

@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from vastdet.files import read_json
+
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg"}
 
 
@@ -134,7 +136,9 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
         metrics_file = dataset_folder / "metrics.json"
         table_file = dataset_folder / "per_category.csv"
         detections_file = dataset_folder / "coco_instances_results.json"
-        content = read_json(metrics_file) if metrics_file.is_file() else {}
+        content = {}
+        if metrics_file.is_file():
+            content = read_json(metrics_file, advice="evaluate again to rewrite it")
         evaluation = Evaluation(
             dataset=str(content.get("dataset") or dataset_folder.name),
             note=str(content.get("note") or ""),
@@ -148,14 +152,6 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
         if evaluation.metrics or evaluation.categories or detections_file.is_file():
             found.append(evaluation)
     return found
-
-
-def read_json(file: Path) -> Any:
-    """Parse a JSON file; ValueError names the file when it is damaged."""
-    try:
-        return json.loads(file.read_text("utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not JSON ({error}); evaluate again to rewrite it") from error
 
 
 def read_table(file: Path) -> list[dict[str, str]]:

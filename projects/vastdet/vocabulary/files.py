@@ -1,62 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading JSON with errors that name the file."""
+"""Reading the categories of an annotation file without the rest of it."""
 
 import codecs
-import gc
 import json
 import mmap
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from detectron2.utils.file_io import PathManager
+from vastdet.files import local_path, read_json
 
 CATEGORIES_KEY = re.compile(rb'"categories"\s*:\s*(?=\[)')
 FIRST_CHUNK = 1 << 22
-
-
-@contextmanager
-def without_garbage_collection() -> Iterator[None]:
-    """Pause the cyclic collector: it only costs time while millions of small dicts are made."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-def local_path(path: str | Path) -> Path:
-    """The file on this machine behind `path` (any path that Detectron2's PathManager opens).
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
-    local = Path(PathManager.get_local_path(os.path.expanduser(str(path))))
-    if not local.is_file():
-        kind = "is a folder, not a file" if local.is_dir() else "does not exist"
-        raise FileNotFoundError(f"{path} {kind}")
-    return local
-
-
-def read_json(path: str | Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is empty, cut off, or otherwise not JSON in UTF-8.
-    """
-    with local_path(path).open("rb") as file, without_garbage_collection():
-        content = file.read()
-        try:
-            return json.loads(content)
-        except ValueError as error:
-            what = "is empty" if not content.strip() else f"is not valid JSON: {error}"
-            raise ValueError(f"{path} {what}; copy or download it again") from error
 
 
 def read_categories(path: str | Path) -> list[Any]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from detectron2.data.catalog import Metadata
 
-from vastdet.vocabulary.files import local_path, read_categories, read_json
+from vastdet.files import local_path, read_json
+from vastdet.vocabulary.files import read_categories
 from vastdet.vocabulary.hierarchy import CategoryHierarchy
 from vastdet.vocabulary.tree_file import node_texts, parse_tree
 

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from detectron2.data.catalog import Metadata
 
-from vastdet.files import write_json
+from vastdet.files import read_json, write_json
 from vastdet.vocabulary import sources
-from vastdet.vocabulary.files import read_json
 from vastdet.vocabulary.frequency import COMMON, FREQUENT, RARE, frequency_groups
 from vastdet.vocabulary.hierarchy import CategoryHierarchy
 from vastdet.vocabulary.prompts import DEFAULT_TEMPLATES, fill_templates

@@ -13,9 +13,8 @@ from vastdet.data.check.annotations import BoxFormat
 from vastdet.data.check.repair import Repair, repaired
 from vastdet.data.check.report import Report
 from vastdet.data.check.source import Dataset, load_dataset
-from vastdet.files import write_json
+from vastdet.files import read_json, write_json
 from vastdet.vocabulary import CategorySpace
-from vastdet.vocabulary.files import read_json
 
 
 def check_dataset(

@@ -9,7 +9,8 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from vastdet.vocabulary.files import read_json
+from vastdet.data.register import require_registered
+from vastdet.files import read_json
 
 SECTIONS = ("images", "annotations", "categories")
 
@@ -61,8 +62,7 @@ def from_registered(name: str) -> tuple[Dataset, str]:
         ValueError: there is no dataset of this name.
         FileNotFoundError: its file is missing.
     """
-    if name not in DatasetCatalog.list():
-        raise ValueError(f"no dataset is registered as {name!r}; give a JSON file, or register it")
+    require_registered(name)
     metadata = MetadataCatalog.get(name)
     json_file = metadata.get("json_file")
     if json_file is not None:
