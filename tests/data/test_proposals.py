@@ -239,6 +239,20 @@ def test_computation_is_the_same_in_any_number_of_processes(
     assert all((np.diff(p.objectness_logits) < 0).all() for p in proposals)
 
 
+def test_threads_of_opencv_do_not_block_forked_workers(
+    records: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    num_threads = cv2.getNumThreads()
+    cv2.setNumThreads(2)
+    try:
+        cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (31, 31), 0)  # starts the threads
+        settings = ProposalSettings("windows", max_proposals=9)
+        assert len(compute_proposals(records, tmp_path / "out.npz", settings, 2)) == 5
+        assert cv2.getNumThreads() == 2
+    finally:
+        cv2.setNumThreads(num_threads)
+
+
 def test_a_stopped_computation_goes_on(
     records: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,9 +94,15 @@ def _run(jobs: list[Job], num_processes: int | None) -> Iterable[int]:
         yield from map(_compute_chunk, jobs)
         return
     workers = min(num_processes or os.cpu_count() or 1, len(jobs))
-    # OpenCV would start a thread a processor in each worker.
-    with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-        yield from pool.map(_compute_chunk, jobs)
+    # OpenCV would start a thread a processor in each worker. Those of this process end before the
+    # fork: a worker told to end them would wait for ever for threads that it does not have.
+    num_threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+            yield from pool.map(_compute_chunk, jobs)
+    finally:
+        cv2.setNumThreads(num_threads)
 
 
 def _compute_chunk(job: Job) -> int:
