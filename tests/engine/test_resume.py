@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,12 +104,19 @@ def damage(path: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.fixture(scope="module")
+def killed(train: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run killed in its last iteration leaves; copy it before going on from it."""
+    folder = tmp_path_factory.mktemp("killed")
+    assert train("OUTPUT_DIR", str(folder), kill="in_step@7") == KILLED
+    return folder
+
+
 @pytest.mark.parametrize("harm", ["flip", "truncate", "empty", "remove"])
 def test_damaged_newest_checkpoint_is_passed_over(
-    harm: str, undisturbed: Path, train: Any, load: Callable, tmp_path: Path
+    harm: str, killed: Path, undisturbed: Path, train: Any, load: Callable, tmp_path: Path
 ) -> None:
-    output = ["OUTPUT_DIR", str(tmp_path)]
-    assert train(*output, kill="in_step@7") == KILLED
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     newest = tmp_path / "model_0000005.pth"
     assert (tmp_path / "last_checkpoint").read_text() == newest.name
     if harm == "flip":
@@ -119,7 +127,7 @@ def test_damaged_newest_checkpoint_is_passed_over(
         os.truncate(newest, 0)
     else:
         newest.unlink()
-    assert train("--resume", *output) == [0]
+    assert train("--resume", "OUTPUT_DIR", str(tmp_path)) == [0]
     assert_equal(load(tmp_path / "model_final.pth"), load(undisturbed / "model_final.pth"))
 
 

@@ -9,7 +9,10 @@ import socket
 import sys
 
 import numpy as np
+import omegaconf  # noqa: F401  (these three are imported here once rather than in every child)
 import torch
+import torch.utils.cpp_extension
+import torch.utils.tensorboard
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
