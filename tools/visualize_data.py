@@ -143,6 +143,8 @@ def run(arguments: argparse.Namespace) -> None:
     records = (annotated if arguments.source == "annotation" else fed)(cfg, arguments.seed)
     metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
     arguments.output.mkdir(parents=True, exist_ok=True)
+    # Detectron2's visualizer draws its colours from here.
+    np.random.seed(arguments.seed)  # noqa: NPY002
     pictures = []
     chosen = islice(records, arguments.num)
     for record in track(chosen, "drawing", arguments.num, disable=not sys.stdout.isatty()):

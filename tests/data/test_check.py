@@ -15,6 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from vastdet.data.check import check_dataset, from_registered
+from vastdet.data.check.source import load_dataset
 from vastdet.vocabulary import CategorySpace
 
 NAN, INF = float("nan"), float("inf")
@@ -464,6 +465,11 @@ def test_records_of_a_registered_dataset(dataset: Dataset, images: Path) -> None
     assert converted["annotations"][0]["bbox"] == [0.0, 0.0, 70.0, 10.0]
     with pytest.raises(ValueError, match="no dataset 'nothing_here' is registered"):
         from_registered("nothing_here")
+    records[0]["annotations"][0] |= {"bbox": [1.0, 2.0, 3.0], "bbox_mode": BoxMode.XYXY_ABS}
+    assert "malformed box" in problems(load_dataset(records), images)
+    records[0]["annotations"][0]["bbox_mode"] = BoxMode.XYWHA_ABS
+    with pytest.raises(ValueError, match=r"XYWHA_ABS.* cannot be checked"):
+        load_dataset(records)
 
 
 def test_many_boxes_are_fast() -> None:

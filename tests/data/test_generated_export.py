@@ -143,6 +143,12 @@ def test_unknown_format_is_refused(tmp_path: Path, change: dict) -> None:
         write_dataset(SPLIT, tmp_path, **change)
 
 
+def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "shapes").touch()
+    with pytest.raises(ValueError, match="shapes, which is a file; expected a folder"):
+        write_dataset(SPLIT, tmp_path / "shapes")
+
+
 def test_jpeg_and_overwriting(tmp_path: Path) -> None:
     split = dataclasses.replace(SPLIT, num_images=2)
     write_dataset(split, tmp_path, formats=("coco",), image_type="jpg")

@@ -161,6 +161,12 @@ def test_files_of_another_kind_are_errors(text: str, tmp_path: Path) -> None:
         DatasetCatalog.get("mine")
 
 
+def test_a_list_where_an_object_is_expected(tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"list\.json holds a list; expected an object"):
+        load_coco_records(tmp_path / "list.json", "r", CategorySpace.from_names(["a"]))
+
+
 def test_annotations_of_unknown_images_are_counted(
     tmp_path: Path, document: Document, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -13,7 +13,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from safetensors.torch import save_file
 from torch import nn
 
-from vastdet.engine import VastdetCheckpointer
+from vastdet.engine import VastdetCheckpointer, checkpoint
 from vastdet.engine.checkpoint import find_damage
 from vastdet.engine.safe_pickle import load_array_pickle
 
@@ -189,3 +189,18 @@ def test_damage_is_found_by_checksum(tmp_path: Path) -> None:
     assert find_damage(path) is not None
     path.write_bytes(b"")
     assert find_damage(path) is not None
+
+
+def test_a_list_is_no_weights(tmp_path: Path) -> None:
+    torch.save([1], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match=r"list\.pth holds a list; expected a dict of weights"):
+        VastdetCheckpointer(Toy()).load(str(tmp_path / "list.pth"))
+
+
+def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: Any, **__: Any) -> str:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(checkpoint.PathManager, "get_local_path", offline)
+    with pytest.raises(FileNotFoundError, match=r"could not be fetched \(no route to host"):
+        VastdetCheckpointer(Toy()).load("https://example.org/a.pth")

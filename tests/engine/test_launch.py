@@ -147,6 +147,19 @@ def test_first_host(nodelist: str, host: str) -> None:
     assert first_host(nodelist) == host
 
 
+def test_a_list_without_a_first_host() -> None:
+    with pytest.raises(ValueError, match="set MASTER_ADDR to the first host"):
+        first_host("[1-2]")
+
+
+def test_cpu_processes_beside_cuda_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    arguments = Namespace(num_gpus=2, num_machines=1, dist_url="auto")
+    with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES=''"):
+        check_counts(arguments, "cpu")
+    check_counts(arguments, "cuda")
+
+
 def test_counts_that_cannot_work() -> None:
     arguments = Namespace(num_gpus=10**6, num_machines=1, dist_url="auto")
     with pytest.raises(ValueError, match="1000000"):

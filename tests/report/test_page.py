@@ -151,6 +151,25 @@ def test_wrong_arguments_are_explained(make_run: Callable[..., Path], tmp_path: 
         write_report(run, num_pictures=-1)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"image_id": 1}]', "is not a COCO results file"),
+        ("[{", "is not valid JSON.*evaluate again"),
+        ("[" + " " * 100 + "]", "has over 0 MB of detections"),
+    ],
+)
+def test_wrong_detections_are_explained(
+    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, content: str, message: str
+) -> None:
+    run = make_run(num_images=1)
+    (file,) = run.glob("inference/*/coco_instances_results.json")
+    file.write_text(content)
+    monkeypatch.setattr("vastdet.report.gallery.MAX_DETECTIONS_BYTES", 50)
+    with pytest.raises(ValueError, match=message):
+        write_report(run)
+
+
 def test_a_given_threshold_is_kept(make_run: Callable[..., Path]) -> None:
     page = write_report(make_run(num_images=2), score_threshold=0.9)
     assert 'value="0.90"' in page.read_text("utf-8")

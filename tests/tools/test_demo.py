@@ -161,13 +161,19 @@ def test_wrong_arguments_are_one_line(
     assert error.count("\n") == 1
 
 
-def test_a_video_becomes_a_video(run: Callable[..., int], tmp_path: Path) -> None:
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """A video of four frames."""
     source = tmp_path / "clip.avi"
     writer = cv2.VideoWriter(str(source), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
     for i in range(4):
         writer.write(np.roll(noise(48, 64), i, axis=1))
     writer.release()
-    code = run("--video-input", source, "--confidence-threshold", 0, "--max-frames", 3)
+    return source
+
+
+def test_a_video_becomes_a_video(run: Callable[..., int], clip: Path, tmp_path: Path) -> None:
+    code = run("--video-input", clip, "--confidence-threshold", 0, "--max-frames", 3)
     assert code == 0
     capture = cv2.VideoCapture(str(tmp_path / "out/clip.mp4"))
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 3
@@ -183,6 +189,43 @@ def test_a_broken_video_is_an_error(
     (tmp_path / "bad.mp4").write_bytes(b"not a video")
     assert run("--video-input", tmp_path / "bad.mp4") == 2
     assert "bad.mp4 is not a video that OpenCV can decode" in capfd.readouterr().err
+
+
+class NoCodec:
+    """A writer of an OpenCV that was built without the codec."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def release(self) -> None: ...
+
+    def isOpened(self) -> bool:  # noqa: N802  (OpenCV's name)
+        return False
+
+    @staticmethod
+    def fourcc(*_: str) -> int:
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("part", "stand_in", "message"),
+    [
+        ("read_frames", lambda _: iter(()), "no frame of"),
+        ("cv2.VideoWriter", NoCodec, "lacks the codec mp4v"),
+    ],
+)
+def test_a_video_that_cannot_be_read_or_written(
+    run: Callable[..., int],
+    clip: Path,
+    part: str,
+    stand_in: Callable,
+    message: str,
+    capfd: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(f"vastdet.engine.demo.{part}", stand_in)
+    assert run("--video-input", clip, "--max-frames", 1) == 2
+    assert message in capfd.readouterr().err
+    assert list((clip.parent / "out").iterdir()) == []
 
 
 def test_inputs_are_found_once_each(tmp_path: Path) -> None:

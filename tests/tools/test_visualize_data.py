@@ -94,6 +94,17 @@ def test_generated_dataset(run: Callable, tmp_path: Path) -> None:
     assert Image.open(tmp_path / "look/grid.png").width == 4 * 480
 
 
+def test_a_set_without_a_readable_picture(
+    run: Callable, register: list, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for path in (tmp_path / "images").iterdir():
+        path.write_text("no picture")
+    assert run(*register) == 2
+    error = capsys.readouterr().err
+    assert error.count("left out: ") == 3
+    assert f"no picture of ('{NAME}',) could be drawn" in error
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -41,6 +41,18 @@ ALLOWED: dict[tuple[str, str], Any] = {
 }
 
 
+# A damaged pickle may fail in any of these ways.
+DAMAGE = (
+    pickle.UnpicklingError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    MemoryError,
+)
+
+
 class ArrayUnpickler(pickle.Unpickler):
     """An unpickler of numpy arrays and scalars in dicts, lists, tuples, strings and numbers."""
 
@@ -63,10 +75,7 @@ def load_array_pickle(path: str | Path) -> Any:
     with open(path, "rb") as file:
         try:
             return ArrayUnpickler(file).load()
-        # A damaged pickle may fail in any of these ways.
-        except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError) as error:
-            raise ValueError(refusal(path, error)) from error
-        except (IndexError, AttributeError, MemoryError) as error:
+        except DAMAGE as error:
             raise ValueError(refusal(path, error)) from error
 
 

@@ -4,7 +4,6 @@
 Boxes are XYXY absolute pixels of the picture as stored.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from vastdet.data import category_space
 from vastdet.data.image_io import read_image
+from vastdet.files import read_json
 from vastdet.report.matching import (
     IGNORED,
     OperatingPoint,
@@ -84,12 +84,14 @@ def read_gallery(
         score_threshold: in [0, 1]; by default where F1 over the whole dataset is highest.
 
     Raises:
-        KeyError: the dataset is not registered in this process.
+        FileNotFoundError: the dataset is not registered in this process, or its files are missing.
         ValueError: the results are not COCO results, of another dataset's categories, or the file
             is too large for a page.
     """
-    if dataset not in DatasetCatalog.list():
-        raise KeyError(f"dataset {dataset!r} is not registered: use --register NAME JSON IMAGES")
+    if dataset not in DatasetCatalog:
+        raise FileNotFoundError(
+            f"dataset {dataset!r} is not registered: use --register NAME JSON IMAGES"
+        )
     detections = read_detections(detections_file)
     records = DatasetCatalog.get(dataset)
     space = category_space(dataset)
@@ -131,7 +133,7 @@ def read_detections(file: Path) -> dict[Any, list[dict[str, Any]]]:
     if file.stat().st_size > MAX_DETECTIONS_BYTES:
         raise ValueError(f"{file.name} has over {MAX_DETECTIONS_BYTES // 10**6} MB of detections")
     grouped = defaultdict(list)
-    for row in json.loads(file.read_text("utf-8")):
+    for row in read_json(file, advice="evaluate again to rewrite it"):
         if "image_id" not in row or len(row.get("bbox", ())) != 4:
             raise ValueError(
                 f"{file.name} is not a COCO results file: expected image_id, category_id, "

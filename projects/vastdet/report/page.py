@@ -95,10 +95,9 @@ def find_gallery(
             ),
             "",
         )
-    except (KeyError, FileNotFoundError) as error:
+    except FileNotFoundError as error:
         # A dataset that is not at hand is no reason to withhold the rest.
-        reason = error.args[0] if isinstance(error, KeyError) else str(error)
-        logger.warning("no pictures on the page: %s", reason)
+        logger.warning("no pictures on the page: %s", error)
         return None, f"No pictures of {evaluation.dataset}: its images are not at hand here."
 
 

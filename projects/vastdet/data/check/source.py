@@ -93,10 +93,13 @@ def from_records(
             }
             box = [float(number) for number in annotation.get("bbox", ())]
             mode = BoxMode(annotation.pop("bbox_mode", BoxMode.XYWH_ABS))
+            if mode not in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
+                raise ValueError(
+                    f"boxes of mode {mode.name} cannot be checked, only those of XYXY_ABS and "
+                    f"XYWH_ABS: {given}"
+                )
             if mode == BoxMode.XYXY_ABS and len(box) == 4:
                 box[2:] = [box[2] - box[0], box[3] - box[1]]
-            elif mode != BoxMode.XYWH_ABS:
-                raise ValueError(f"boxes of mode {mode} cannot be checked: {given}")
             annotation["bbox"] = box
             annotations.append(annotation)
     if names is None:
