@@ -66,6 +66,11 @@ def require_dataset_path(path: str, dataset_name: str) -> str:
     # Paths with a scheme belong to handlers of PathManager.
     if not path or "://" in path or os.path.exists(os.path.expanduser(path)):
         return path
+    if not Path(path).absolute().is_relative_to(Path(dataset_root()).absolute()):
+        raise FileNotFoundError(
+            f"dataset '{dataset_name}' needs {path}, which does not exist; check the paths that it "
+            "was registered with (--register NAME JSON IMAGES)"
+        )
     value = os.getenv(ROOT_VARIABLE)
     setting = f"{ROOT_VARIABLE}={value}" if value else f"{ROOT_VARIABLE} is not set: ./datasets"
     raise FileNotFoundError(
