@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Multi-scale deformable attention (Zhu et al. 2021, section 4.1): the operator and the module.
+
+B images, L levels of (height, width) cells, S cells of all levels, Q queries, C channels, H heads,
+D = C / H, P points of a level, T samples of a (query, head): the points of all levels.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vastdet.layers.ms_deform_attn_reference import (
+    accumulation_dtype,
+    ms_deform_attn_reference,
+)
+
+
+def ms_deform_attn(
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    num_points: Sequence[int] | None = None,
+) -> Tensor:
+    """Sum of samples of all levels, each bilinear and with a weight (Zhu et al. 2021, Eq. 3).
+
+    Args:
+        value: (B, S, H, D), float32, float64, bfloat16 or float16.
+        spatial_shapes: (L, 2) int64, height and width of each level in cells.
+        level_start_index: (L,) int64, the first cell of each level.
+        sampling_locations: (B, Q, H, L, P, 2), or (B, Q, H, T, 2) with `num_points`: x and y as
+            shares of the level's width and height; (0, 0) is its top left corner.
+        attention_weights: (B, Q, H, L, P), or (B, Q, H, T) with `num_points`.
+        num_points: points of each level where they differ; 0 is allowed.
+
+    Returns:
+        (B, Q, H * D) in the type of `value`.
+    """
+    if num_points is None:
+        num_levels, points = sampling_locations.shape[3:5]
+        num_points = [points] * num_levels
+        sampling_locations = sampling_locations.flatten(3, 4)
+        attention_weights = attention_weights.flatten(3, 4)
+    dtype = accumulation_dtype(value.dtype)
+    return ms_deform_attn_reference(
+        value,
+        spatial_shapes,
+        level_start_index,
+        sampling_locations.to(dtype),
+        attention_weights.to(dtype),
+        list(num_points),
+    )
+
+
+class MultiScaleDeformableAttention(nn.Module):
+    """Each query samples a few points about its reference, on all levels (section 4.1, Eq. 3).
+
+    The parameters have the names of the authors' code: `sampling_offsets`, `attention_weights`,
+    `value_proj`, `output_proj`.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int = 256,
+        *,
+        num_heads: int = 8,
+        num_levels: int = 4,
+        num_points: int | Sequence[int] = 4,
+    ) -> None:
+        """`num_points` is the number of points a head samples on each level, or one for each."""
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(
+                f"embed_dim must be a multiple of num_heads, got {embed_dim} and {num_heads}"
+            )
+        counts = [num_points] * num_levels if isinstance(num_points, int) else list(num_points)
+        if len(counts) != num_levels or min(counts, default=0) < 0 or sum(counts) == 0:
+            raise ValueError(
+                f"num_points must be one positive number, or {num_levels} numbers from 0 of which "
+                f"one is positive (one a level), got {num_points}"
+            )
+        self.num_heads = num_heads
+        self.num_levels = num_levels
+        self.num_points = tuple(counts)
+        num_samples = num_heads * sum(counts)
+        self.sampling_offsets = nn.Linear(embed_dim, num_samples * 2)
+        self.attention_weights = nn.Linear(embed_dim, num_samples)
+        self.value_proj = nn.Linear(embed_dim, embed_dim)
+        self.output_proj = nn.Linear(embed_dim, embed_dim)
+        # The level of each sample, and the scale that a box gives its offsets.
+        level = torch.tensor([i for i, count in enumerate(counts) for _ in range(count)])
+        scale = torch.tensor([0.5 / count for count in counts for _ in range(count)])
+        self.register_buffer("_level_of_sample", level, persistent=False)
+        self.register_buffer("_box_scale", scale[:, None], persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Head h looks along the angle 2 pi h / H, its points one unit apart; weights are equal."""
+        angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
+        directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
+        directions = directions / directions.abs().amax(dim=-1, keepdim=True)
+        steps = torch.cat([torch.arange(count) + 1.0 for count in self.num_points])
+        with torch.no_grad():
+            nn.init.zeros_(self.sampling_offsets.weight)
+            self.sampling_offsets.bias.copy_((directions[:, None] * steps[:, None]).flatten())
+            nn.init.zeros_(self.attention_weights.weight)
+            nn.init.zeros_(self.attention_weights.bias)
+            for projection in (self.value_proj, self.output_proj):
+                nn.init.xavier_uniform_(projection.weight)
+                nn.init.zeros_(projection.bias)
+
+    def forward(
+        self,
+        query: Tensor,
+        value: Tensor,
+        reference_points: Tensor,
+        spatial_shapes: Tensor,
+        level_start_index: Tensor,
+        padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            query: (B, Q, C).
+            value: (B, S, C), the cells of all levels.
+            reference_points: (B, Q, L or 1, 2 or 4), points (x, y) or boxes (cx, cy, w, h) as
+                shares of each level's width and height.
+            spatial_shapes: (L, 2) int64, height and width of each level in cells.
+            level_start_index: (L,) int64, the first cell of each level.
+            padding_mask: (B, S) bool, True at padding, whose values count as zero.
+
+        Returns:
+            (B, Q, C).
+        """
+        return self.output_proj(
+            ms_deform_attn(
+                self.project_value(value, padding_mask),
+                spatial_shapes,
+                level_start_index,
+                self.locate(query, reference_points, spatial_shapes),
+                self.weigh(query),
+                self.num_points,
+            )
+        )
+
+    def project_value(self, value: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """(B, S, H, D) from (B, S, C); zero where the mask (B, S) is True."""
+        projected = self.value_proj(value)
+        if padding_mask is not None:
+            # In place: nothing else holds the projection, and its backward does not read it.
+            projected = projected.masked_fill_(padding_mask[..., None], 0)
+        return projected.unflatten(-1, (self.num_heads, -1))
+
+    def weigh(self, query: Tensor) -> Tensor:
+        """Weights (B, Q, H, T) of queries (B, Q, C); those of one head add up to 1."""
+        logits = self.attention_weights(query).unflatten(-1, (self.num_heads, -1))
+        return F.softmax(logits, dim=-1, dtype=accumulation_dtype(logits.dtype))
+
+    def locate(self, query: Tensor, reference_points: Tensor, spatial_shapes: Tensor) -> Tensor:
+        """Locations (B, Q, H, T, 2) of queries (B, Q, C), in float32 whatever autocast says.
+
+        About points the offsets are in cells, about boxes in shares of half the box's size,
+        divided by the number of points.
+        """
+        size = reference_points.shape[-1]
+        if size not in (2, 4) or reference_points.shape[2] not in (1, self.num_levels):
+            raise ValueError(
+                f"reference_points must be (B, Q, {self.num_levels} or 1, 2 or 4), "
+                f"got {tuple(reference_points.shape)}"
+            )
+        offsets = self.sampling_offsets(query).unflatten(-1, (self.num_heads, -1, 2))
+        dtype = accumulation_dtype(offsets.dtype)
+        references = reference_points.to(dtype)
+        if references.shape[2] > 1:
+            references = references[:, :, self._level_of_sample]
+        references = references[:, :, None]
+        if size == 2:
+            cells = spatial_shapes.flip(-1)[self._level_of_sample]
+            scale = cells.to(dtype).reciprocal()
+        else:
+            scale = references[..., 2:] * self._box_scale
+        return torch.addcmul(references[..., :2], offsets.to(dtype), scale)
