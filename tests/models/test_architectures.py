@@ -92,6 +92,20 @@ def faster_rcnn_c4(cfg: CfgNode) -> None:
     cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 7
 
 
+def dino(cfg: CfgNode) -> None:
+    cfg.MODEL.META_ARCHITECTURE = "DINO"
+    cfg.MODEL.BACKBONE.NAME = "build_timm_backbone"
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    cfg.MODEL.TIMM.NAME = "test_resnet"
+    cfg.MODEL.TIMM.OUT_FEATURES = ["res3", "res4", "res5"]
+    node = cfg.MODEL.DINO
+    node.NUM_CLASSES = NUM_CLASSES
+    node.EMBED_DIM, node.NUM_HEADS, node.FEEDFORWARD_DIM = 64, 4, 64
+    node.NUM_ENCODER_LAYERS, node.NUM_DECODER_LAYERS = 1, 2
+    node.NUM_QUERIES = 20
+    node.DENOISING.NUM_QUERIES = 10
+
+
 def cascade_rcnn(cfg: CfgNode) -> None:
     faster_rcnn_fpn(cfg)
     cfg.MODEL.ROI_HEADS.NAME = "CascadeROIHeads"
@@ -120,6 +134,7 @@ ARCHITECTURES = [
     Architecture("FCOS", fcos),
     Architecture("FCOS-P7", fcos_p7),
     Architecture("RetinaNet", retinanet),
+    Architecture("DINO", dino, padding_invariant=True, learning_rate=0.005),
     Architecture("Faster R-CNN FPN", faster_rcnn_fpn),
     Architecture("Faster R-CNN C4", faster_rcnn_c4),
     Architecture("Cascade R-CNN", cascade_rcnn),

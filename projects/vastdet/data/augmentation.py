@@ -137,8 +137,8 @@ class RandomZoomOut(T.Augmentation):
 def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     """The augmentations of a config in the order in which they are applied.
 
-    In training: INPUT.ZOOM_IN, Detectron2's INPUT.CROP and resize, INPUT.COLOR_JITTER,
-    INPUT.ZOOM_OUT, Detectron2's flip. In inference: Detectron2's resize.
+    In training: INPUT.ZOOM_IN, INPUT.RESIZE_CROP, Detectron2's INPUT.CROP and resize,
+    INPUT.COLOR_JITTER, INPUT.ZOOM_OUT, Detectron2's flip. In inference: Detectron2's resize.
 
     Raises:
         ValueError: a strength, probability or ratio is out of its range.
@@ -154,6 +154,8 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     if zoom_in.PROB > 0:
         crop = T.RandomCrop("relative_range", [zoom_in.MIN_RATIO, zoom_in.MIN_RATIO])
         augmentations.append(T.RandomApply(crop, zoom_in.PROB))
+    if cfg.INPUT.RESIZE_CROP.PROB > 0:
+        augmentations.append(resize_crop(cfg))
     if cfg.INPUT.CROP.ENABLED:
         augmentations.append(T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
     augmentations.append(resize)
@@ -166,6 +168,24 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
         fill = round(float(np.mean(cfg.MODEL.PIXEL_MEAN)))
         augmentations.append(T.RandomApply(RandomZoomOut(zoom_out.MAX_RATIO, fill), zoom_out.PROB))
     return augmentations + flip
+
+
+def resize_crop(cfg: CfgNode) -> T.Augmentation:
+    """INPUT.RESIZE_CROP: with its probability, resize and then cut.
+
+    Raises:
+        ValueError: the probability is out of range, or there are no two ascending crop sizes.
+    """
+    node = cfg.INPUT.RESIZE_CROP
+    _check_range("RESIZE_CROP.PROB", node.PROB, 0.0, 1.0)
+    if len(node.CROP_SIZES) != 2 or not 0 < node.CROP_SIZES[0] <= node.CROP_SIZES[1]:
+        raise ValueError(
+            f"INPUT.RESIZE_CROP.CROP_SIZES is {node.CROP_SIZES}; expected the smallest and the "
+            "largest side of a crop, in pixels"
+        )
+    first = T.ResizeShortestEdge(node.MIN_SIZES, sample_style="choice")
+    crop = T.RandomCrop("absolute_range", tuple(node.CROP_SIZES))
+    return T.RandomApply(T.AugmentationList([first, crop]), node.PROB)
 
 
 def _check_range(key: str, value: float, low: float, high: float) -> None:

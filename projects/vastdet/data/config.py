@@ -28,3 +28,11 @@ def add_data_config(cfg: CfgNode) -> None:
     cfg.INPUT.ZOOM_IN.PROB = 0.0
     # Height and width of the part are drawn from [MIN_RATIO, 1] times those of the image.
     cfg.INPUT.ZOOM_IN.MIN_RATIO = 0.5
+
+    # Resize, cut, resize in training: the short side comes to one of MIN_SIZES, and a part of the
+    # image with sides between the two CROP_SIZES is kept, before the resize that every image gets
+    # (Carion et al. 2020, section 4; the sizes are theirs, in pixels).
+    cfg.INPUT.RESIZE_CROP = CfgNode()
+    cfg.INPUT.RESIZE_CROP.PROB = 0.0
+    cfg.INPUT.RESIZE_CROP.MIN_SIZES = (400, 500, 600)
+    cfg.INPUT.RESIZE_CROP.CROP_SIZES = (384, 600)

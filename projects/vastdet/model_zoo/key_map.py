@@ -76,6 +76,7 @@ class Pair:
         layout: difference in shape or order.
         aliases: names that older releases of the other code base used.
         classes: (outer, inner) if the first axis is outer x K x inner, else None.
+        copies: further names of the same tensor in the other code base, where layers share it.
     """
 
     source: str
@@ -83,6 +84,7 @@ class Pair:
     layout: Layout = SAME
     aliases: tuple[str, ...] = ()
     classes: tuple[int, int] | None = None
+    copies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,14 +111,20 @@ class Converter:
     def _by_source(self) -> dict[str, Pair]:
         return {name: pair for pair in self.pairs for name in (pair.source, *pair.aliases)}
 
+    @cached_property
+    def _source_of_copy(self) -> dict[str, str]:
+        return {copy: pair.source for pair in self.pairs for copy in pair.copies}
+
     def to_detectron2(self, state_dict: Mapping[str, Tensor]) -> StateDict:
         """Detectron2's state dict of the same network.
 
         Raises:
-            ValueError: a tensor is missing, left over, or given under two names.
+            ValueError: a tensor is missing, left over, given under two names, or differs from its
+                copy.
         """
         converted: StateDict = {}
-        for name, tensor in self._relevant(state_dict).items():
+        relevant = self._without_copies(self._relevant(state_dict))
+        for name, tensor in relevant.items():
             pair = self._by_source.get(name)
             if pair is None:
                 continue
@@ -125,7 +133,7 @@ class Converter:
             converted[pair.detectron2] = pair.layout.to_detectron2(tensor).contiguous()
         expected = {pair.detectron2: pair.source for pair in self.pairs}
         missing = [source for target, source in expected.items() if target not in converted]
-        left_over = [n for n in self._relevant(state_dict) if n not in self._by_source]
+        left_over = [n for n in relevant if n not in self._by_source]
         self._raise_if_incomplete(missing, left_over)
         converted.update({name: value.clone() for name, value in self.constants.items()})
         return converted
@@ -149,8 +157,9 @@ class Converter:
         missing = [target for target in by_target if target not in relevant]
         self._raise_if_incomplete(missing, [name for name in relevant if name not in by_target])
         return {
-            pair.source: pair.layout.from_detectron2(relevant[pair.detectron2]).contiguous()
+            name: pair.layout.from_detectron2(relevant[pair.detectron2]).contiguous()
             for pair in self.pairs
+            for name in (pair.source, *pair.copies)
         }
 
     def select_categories(
@@ -188,6 +197,17 @@ class Converter:
 
     def _relevant(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {n: t for n, t in state_dict.items() if not n.endswith(self.ignored)}
+
+    def _without_copies(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        for copy, source in self._source_of_copy.items():
+            if copy in state_dict and source in state_dict:
+                first, second = state_dict[source], state_dict[copy]
+                if first.shape != second.shape or not torch.equal(first, second):
+                    raise ValueError(
+                        f"{source} and {copy} differ, but {self.name} shares them: these weights "
+                        "are of another variant"
+                    )
+        return {n: t for n, t in state_dict.items() if n not in self._source_of_copy}
 
     def _raise_if_incomplete(self, missing: list[str], left_over: list[str]) -> None:
         if not missing and not left_over:

@@ -4,6 +4,8 @@
 Names and orders were read off the two code bases' modules; tests/model_zoo compares their outputs.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from vastdet.model_zoo.key_map import (
@@ -30,7 +32,7 @@ NUM_LEVELS = 5  # P3 to P7
 NUM_SIZES, NUM_RATIOS = 3, 3  # RetinaNet's anchors of a location
 
 
-def _weight_and_bias(
+def weight_and_bias(
     source: str,
     detectron2: str,
     *,
@@ -38,6 +40,7 @@ def _weight_and_bias(
     alias: str = "",
     classes: tuple[int, int] | None = None,
 ) -> list[Pair]:
+    """The two tensors of a linear layer, a convolution or a norm; arguments as in `Pair`."""
     return [
         Pair(
             f"{source}.{tensor}",
@@ -58,6 +61,13 @@ def _conv_and_norm(conv: str, norm: str, detectron2: str) -> list[Pair]:
 def resnet_pairs(depth: int, source: str = "", detectron2: str = "") -> list[Pair]:
     """Every tensor of a ResNet without its classifier; the arguments are name prefixes."""
     blocks, convs = RESNETS[depth]
+    return stage_pairs(blocks, convs, source, detectron2)
+
+
+def stage_pairs(
+    blocks: Sequence[int], convs: int, source: str = "", detectron2: str = ""
+) -> list[Pair]:
+    """As `resnet_pairs`, from the blocks of each stage and the convolutions of a block."""
     pairs = _conv_and_norm(f"{source}conv1", f"{source}bn1", f"{detectron2}stem.conv1")
     for stage, num_blocks in enumerate(blocks, start=1):
         for block in range(num_blocks):
@@ -79,7 +89,7 @@ def fpn_pairs(first_level: int, last_level: int) -> list[Pair]:
     for i, level in enumerate(range(first_level, last_level + 1)):
         for old, new in (("inner_blocks", "fpn_lateral"), ("layer_blocks", "fpn_output")):
             name = f"backbone.fpn.{old}.{i}"
-            pairs += _weight_and_bias(f"{name}.0", f"backbone.{new}{level}", alias=name)
+            pairs += weight_and_bias(f"{name}.0", f"backbone.{new}{level}", alias=name)
     return pairs
 
 
@@ -87,7 +97,7 @@ def _p6_p7_pairs() -> list[Pair]:
     pairs = []
     for name in ("p6", "p7"):
         old = f"backbone.fpn.extra_blocks.{name}"
-        pairs += _weight_and_bias(old, f"backbone.top_block.{name}")
+        pairs += weight_and_bias(old, f"backbone.top_block.{name}")
     return pairs
 
 
@@ -101,18 +111,18 @@ def faster_rcnn() -> Converter:
     pairs = [
         *_detector_backbone_pairs(),
         *fpn_pairs(2, 5),
-        *_weight_and_bias("rpn.head.conv.0.0", f"{rpn}.conv", alias="rpn.head.conv"),
-        *_weight_and_bias("rpn.head.cls_logits", f"{rpn}.objectness_logits"),
-        *_weight_and_bias("rpn.head.bbox_pred", f"{rpn}.anchor_deltas"),
-        *_weight_and_bias("roi_heads.box_head.fc6", "roi_heads.box_head.fc1"),
-        *_weight_and_bias("roi_heads.box_head.fc7", "roi_heads.box_head.fc2"),
-        *_weight_and_bias(
+        *weight_and_bias("rpn.head.conv.0.0", f"{rpn}.conv", alias="rpn.head.conv"),
+        *weight_and_bias("rpn.head.cls_logits", f"{rpn}.objectness_logits"),
+        *weight_and_bias("rpn.head.bbox_pred", f"{rpn}.anchor_deltas"),
+        *weight_and_bias("roi_heads.box_head.fc6", "roi_heads.box_head.fc1"),
+        *weight_and_bias("roi_heads.box_head.fc7", "roi_heads.box_head.fc2"),
+        *weight_and_bias(
             "roi_heads.box_predictor.cls_score",
             "roi_heads.box_predictor.cls_score",
             layout=background_last(),
             classes=(1, 1),
         ),
-        *_weight_and_bias(
+        *weight_and_bias(
             "roi_heads.box_predictor.bbox_pred",
             "roi_heads.box_predictor.bbox_pred",
             layout=foreground_only(4),
@@ -134,15 +144,15 @@ def retinanet() -> Converter:
         for i in range(NUM_HEAD_CONVS):
             conv = f"head.{old}.conv"
             alias = f"{conv}.{2 * i}"
-            pairs += _weight_and_bias(f"{conv}.{i}.0", f"head.{new}.{2 * i}", alias=alias)
+            pairs += weight_and_bias(f"{conv}.{i}.0", f"head.{new}.{2 * i}", alias=alias)
     anchors = sizes_first(NUM_SIZES, NUM_RATIOS)
-    pairs += _weight_and_bias(
+    pairs += weight_and_bias(
         "head.classification_head.cls_logits",
         "head.cls_score",
         layout=anchors,
         classes=(NUM_SIZES * NUM_RATIOS, 1),
     )
-    pairs += _weight_and_bias("head.regression_head.bbox_reg", "head.bbox_pred", layout=anchors)
+    pairs += weight_and_bias("head.regression_head.bbox_reg", "head.bbox_pred", layout=anchors)
     return Converter("retinanet_resnet50_fpn", "torchvision/retinanet_R_50_FPN", tuple(pairs))
 
 
@@ -152,12 +162,12 @@ def fcos() -> Converter:
     for old, new in (("classification_head", "cls_subnet"), ("regression_head", "bbox_subnet")):
         for i in range(NUM_HEAD_CONVS):
             for layer in (3 * i, 3 * i + 1):  # convolution, group norm; then an activation
-                pairs += _weight_and_bias(f"head.{old}.conv.{layer}", f"head.{new}.{layer}")
-    pairs += _weight_and_bias(
+                pairs += weight_and_bias(f"head.{old}.conv.{layer}", f"head.{new}.{layer}")
+    pairs += weight_and_bias(
         "head.classification_head.cls_logits", "head.cls_score", classes=(1, 1)
     )
-    pairs += _weight_and_bias("head.regression_head.bbox_reg", "head.bbox_pred")
-    pairs += _weight_and_bias("head.regression_head.bbox_ctrness", "head.centerness")
+    pairs += weight_and_bias("head.regression_head.bbox_reg", "head.bbox_pred")
+    pairs += weight_and_bias("head.regression_head.bbox_ctrness", "head.centerness")
     return Converter(
         "fcos_resnet50_fpn",
         "torchvision/fcos_R_50_FPN",

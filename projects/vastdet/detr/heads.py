@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prediction heads of set-prediction detectors. C channels, K classes."""
+
+import math
+
+import torch
+from torch import nn
+
+from vastdet.layers.mlp import MLP
+
+
+def prior_bias(probability: float) -> float:
+    """The bias with which a sigmoid starts at a probability (Lin et al. 2017, section 4.1)."""
+    return -math.log((1 - probability) / probability)
+
+
+def class_head(embed_dim: int, num_classes: int, *, probability: float = 0.01) -> nn.Linear:
+    """A linear layer (..., C) to K logits that starts at a class probability."""
+    head = nn.Linear(embed_dim, num_classes)
+    nn.init.constant_(head.bias, prior_bias(probability))
+    return head
+
+
+def box_head(embed_dim: int) -> MLP:
+    """Three layers (..., C) to four deltas of a box's logits, which start at 0."""
+    head = MLP(embed_dim, embed_dim, 4, 3)
+    with torch.no_grad():
+        head.layers[-1].weight.zero_()
+        head.layers[-1].bias.zero_()
+    return head

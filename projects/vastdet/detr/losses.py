@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Class losses of set-prediction detectors.
+
+N layers, B images, Q queries, K classes. `labels` (N, B, Q) hold the class of the box that a query
+answers for, -1 where it answers for none. `ious` (N, B, Q) hold the IoU of its box with that box,
+without gradient. Losses are in float32.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class ClassLoss(ABC):
+    """How wrong the class logits of the queries are, as a sum over them for each box."""
+
+    @abstractmethod
+    def per_query(self, logits: Tensor, labels: Tensor, ious: Tensor) -> Tensor:
+        """(N, B, Q, K) logits, labels and IoUs to (N, B, Q), sums over classes."""
+
+    def __call__(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        ious: Tensor,
+        *,
+        num_boxes: Tensor,
+        counted: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of each layer, (N,).
+
+        Args:
+            logits: (N, B, Q, K).
+            labels: see the module.
+            ious: see the module.
+            num_boxes: scalar; the sum is divided by it.
+            counted: (B, Q) bool, the queries that enter the sum; None for all.
+        """
+        losses = self.per_query(logits, labels, ious)
+        if counted is not None:
+            losses = losses * counted
+        return losses.sum(dim=(1, 2)) / num_boxes
+
+
+class FocalLoss(ClassLoss):
+    """Sigmoid focal loss (Lin et al. 2017, Eq. 5).
+
+    No (N, B, Q, K) target is built: all classes are counted as absent, and the difference is added
+    where one is present, so that memory stays low with thousands of classes.
+    """
+
+    def __init__(self, *, alpha: float = 0.25, gamma: float = 2.0) -> None:
+        """`alpha` is the weight of a present class, `gamma` the focusing exponent."""
+        self.alpha = alpha
+        self.gamma = gamma
+
+    def per_query(self, logits: Tensor, labels: Tensor, ious: Tensor) -> Tensor:
+        """See `ClassLoss`; IoUs do not matter."""
+        is_matched = labels >= 0
+        present = logits.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        change = self._present(present) - self._absent(present)
+        return self._absent(logits).sum(dim=-1) + torch.where(is_matched, change, 0.0)
+
+    def _absent(self, logits: Tensor) -> Tensor:
+        logits = logits.float()
+        return (1 - self.alpha) * logits.sigmoid() ** self.gamma * F.softplus(logits)
+
+    def _present(self, logits: Tensor) -> Tensor:
+        logits = logits.float()
+        return self.alpha * (-logits).sigmoid() ** self.gamma * F.softplus(-logits)

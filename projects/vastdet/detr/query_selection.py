@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where queries come from: the tokens that the encoder scores highest (two-stage detectors).
+
+B images, S tokens, Q queries, C channels, K classes. Boxes are CXCYWH as shares of the image.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vastdet.detr.structures import LayerPredictions
+from vastdet.detr.tokens import Tokens
+
+# Size of a proposal on level l: BASE_SIZE * 2^l of the image's sides (Zhu et al. 2021, A.4).
+BASE_SIZE = 0.05
+# Proposals whose centre or size lies outside of this range are not offered.
+VALID_RANGE = (0.01, 0.99)
+
+
+def token_proposals(tokens: Tokens) -> tuple[Tensor, Tensor]:
+    """The box that each token proposes before any learning.
+
+    Returns:
+        Logits (B, S, 4) of the boxes, infinite where the token is padding or its box is out of
+        range, and a mask (B, S), True for the valid ones.
+    """
+    boxes = []
+    for level, centers in enumerate(tokens.cell_centers()):
+        size = torch.full_like(centers, BASE_SIZE * 2.0**level)
+        boxes.append(torch.cat([centers, size], dim=-1))
+    proposals = torch.cat(boxes, dim=1)
+    low, high = VALID_RANGE
+    valid = ((proposals > low) & (proposals < high)).all(dim=-1) & ~tokens.padding_mask
+    logits = torch.log(proposals / (1 - proposals))
+    return logits.masked_fill(~valid.unsqueeze(-1), float("inf")), valid
+
+
+@dataclass(frozen=True)
+class SelectedTokens:
+    """The chosen tokens of each image, best first.
+
+    Attributes:
+        indices: (B, Q) int64.
+        features: (B, Q, C).
+        predictions: logits and boxes, N = 1, with gradient.
+    """
+
+    indices: Tensor
+    features: Tensor
+    predictions: LayerPredictions
+
+    @property
+    def boxes(self) -> Tensor:
+        """(B, Q, 4) reference boxes, without gradient."""
+        return self.predictions.boxes[0].detach()
+
+
+class TokenSelection(nn.Module):
+    """Scores every token and keeps the best ones (DINO's mixed query selection, section 3.4).
+
+    `class_head` and `box_head` map (..., C) to K logits and to deltas of the proposals' logits.
+    """
+
+    def __init__(
+        self, embed_dim: int, num_queries: int, *, class_head: nn.Module, box_head: nn.Module
+    ) -> None:
+        """`num_queries` is Q; an image must have at least as many tokens."""
+        super().__init__()
+        self.num_queries = num_queries
+        self.output = nn.Linear(embed_dim, embed_dim)
+        self.output_norm = nn.LayerNorm(embed_dim)
+        self.class_head = class_head
+        self.box_head = box_head
+        nn.init.xavier_uniform_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, tokens: Tokens) -> SelectedTokens:
+        """Select by the highest class logit.
+
+        Raises:
+            ValueError: there are fewer tokens than queries.
+        """
+        num_tokens = tokens.values.shape[1]
+        if num_tokens < self.num_queries:
+            raise ValueError(
+                f"the feature levels {list(tokens.sizes)} have {num_tokens} cells in all, fewer "
+                f"than the {self.num_queries} queries; enlarge INPUT.MIN_SIZE_TRAIN and _TEST, or "
+                "lower NUM_QUERIES"
+            )
+        proposals, valid = token_proposals(tokens)
+        values = tokens.values.masked_fill(~valid.unsqueeze(-1), 0)
+        features = self.output_norm(self.output(values))
+        logits = self.class_head(features)
+        indices = logits.max(dim=-1).values.topk(self.num_queries, dim=1).indices
+        chosen = gather_tokens(features, indices)
+        moved = self.box_head(chosen).float() + gather_tokens(proposals, indices)
+        predictions = LayerPredictions(gather_tokens(logits, indices)[None], moved.sigmoid()[None])
+        return SelectedTokens(indices, chosen, predictions)
+
+
+def gather_tokens(x: Tensor, indices: Tensor) -> Tensor:
+    """Rows `indices` (B, Q) of x (B, S, M): (B, Q, M)."""
+    return x.gather(1, indices.unsqueeze(-1).expand(-1, -1, x.shape[-1]))

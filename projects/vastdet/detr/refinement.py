@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the boxes of queries move from decoder layer to decoder layer.
+
+B images, Q queries, C channels. Boxes are CXCYWH as shares of the image.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vastdet.layers.boxes import inverse_sigmoid
+
+
+@dataclass(frozen=True)
+class References:
+    """The boxes (B, Q, 4), or points (B, Q, 2), that a layer starts from.
+
+    `detached` is what the layer reads; `with_gradient` are the same numbers with the gradient of
+    the layer before, for refinements that let it through.
+    """
+
+    detached: Tensor
+    with_gradient: Tensor
+
+
+class Refinement(ABC):
+    """Makes a layer's boxes, and the references of the next layer, from the output of a layer."""
+
+    def __init__(self, eps: float) -> None:
+        """`eps` bounds logits of boxes: 1e-5 in Deformable DETR, 1e-3 in DINO."""
+        self.eps = eps
+
+    @abstractmethod
+    def step(
+        self,
+        box_head: nn.Module,
+        content: Tensor,
+        normed: Tensor,
+        references: References,
+        *,
+        is_last: bool,
+    ) -> tuple[Tensor, References]:
+        """Predict.
+
+        Args:
+            box_head: maps (B, Q, C) to deltas (B, Q, 4) of the boxes' logits.
+            content: (B, Q, C) output of the layer, as the next layer reads it.
+            normed: the same after the decoder's norm, as the class head reads it.
+            references: what the layer started from.
+            is_last: whether no layer follows.
+
+        Returns:
+            Boxes (B, Q, 4) and the references of the next layer.
+        """
+
+    def moved(self, delta: Tensor, references: Tensor) -> Tensor:
+        """Boxes whose logits are those of the references (boxes, or points) plus `delta`."""
+        logits = inverse_sigmoid(references.float(), self.eps)
+        if logits.shape[-1] == 2:
+            logits = torch.cat([logits, torch.zeros_like(logits)], dim=-1)
+        return (delta.float() + logits).sigmoid()
+
+
+class FixedReferences(Refinement):
+    """Every layer predicts from the first references (Deformable DETR without refinement)."""
+
+    def step(
+        self,
+        box_head: nn.Module,
+        content: Tensor,
+        normed: Tensor,
+        references: References,
+        *,
+        is_last: bool,
+    ) -> tuple[Tensor, References]:
+        """See `Refinement.step`."""
+        return self.moved(box_head(normed), references.with_gradient), references
+
+
+class IterativeRefinement(Refinement):
+    """Each layer corrects the boxes of the one before, which get no gradient from it.
+
+    Zhu et al. 2021, appendix A.4.
+    """
+
+    def step(
+        self,
+        box_head: nn.Module,
+        content: Tensor,
+        normed: Tensor,
+        references: References,
+        *,
+        is_last: bool,
+    ) -> tuple[Tensor, References]:
+        """See `Refinement.step`."""
+        boxes = self.moved(box_head(normed), references.detached)
+        return boxes, References(boxes.detach(), boxes.detach())
+
+
+class LookForwardTwice(Refinement):
+    """As iterative refinement, but a layer's loss also reaches the deltas of the layer before.
+
+    Zhang et al. 2023 (DINO), section 3.5. The references move by the output before the decoder's
+    norm, the predictions by that after it, as in the authors' code.
+    """
+
+    def step(
+        self,
+        box_head: nn.Module,
+        content: Tensor,
+        normed: Tensor,
+        references: References,
+        *,
+        is_last: bool,
+    ) -> tuple[Tensor, References]:
+        """See `Refinement.step`."""
+        boxes = self.moved(box_head(normed), references.with_gradient)
+        if is_last:
+            return boxes, references
+        moved = self.moved(box_head(content), references.detached)
+        return boxes, References(moved.detach(), moved)

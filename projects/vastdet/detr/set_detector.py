@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The meta-architecture of set prediction: backbone, neck, transformer, losses or detections.
+
+B images, L levels, C channels, H x W the padded batch, Q queries, K classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.modeling import Backbone
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import Tensor, nn
+
+from vastdet.detr.criterion import SetCriterion
+from vastdet.detr.detections import SelectDetections, best_pairs
+from vastdet.detr.structures import LayerPredictions, SetPredictions, Targets
+from vastdet.detr.tokens import padding_mask_of, resize_mask
+from vastdet.layers.boxes import cxcywh_to_xyxy
+
+
+class SetDetector(nn.Module):
+    """Predicts a set of boxes with one transformer; each member of the family derives from it.
+
+    Takes Detectron2's list of dicts and returns losses or `[{"instances": Instances}]` in the
+    frame of the original image (`pred_boxes` XYXY pixels, `scores` in [0, 1], `pred_classes`).
+
+    In training a batch is padded before the backbone, as everywhere in the literature. At inference
+    only images of one size go through the network together: convolutions and norms of backbone and
+    neck see padding, and the query positions of some members depend on it. So what is found in an
+    image does not depend on the images that it is batched with. `predict_padded` is the padded pass
+    of the authors' codes.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        neck: nn.Module,
+        transformer: nn.Module,
+        criterion: SetCriterion,
+        num_classes: int,
+        max_detections_per_image: int,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        select_detections: SelectDetections = best_pairs,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            backbone: gives maps by name.
+            neck: maps these to L levels (B, C, H_l, W_l).
+            transformer: maps levels, their padding masks (B, H_l, W_l) and, in training, targets
+                to `SetPredictions`.
+            criterion: turns predictions and targets into losses.
+            num_classes: K.
+            max_detections_per_image: detections kept.
+            pixel_mean: subtracted from the image, per channel.
+            pixel_std: then divides it.
+            select_detections: picks the detections from the logits of the last layer.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.neck = neck
+        self.transformer = transformer
+        self.criterion = criterion
+        self.num_classes = num_classes
+        self.max_detections_per_image = max_detections_per_image
+        self.select_detections = select_detections
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.pixel_mean.device
+
+    def forward(
+        self, batched_inputs: list[dict[str, Any]]
+    ) -> dict[str, Tensor] | list[dict[str, Instances]]:
+        """Losses in training, detections at inference; see the class."""
+        images = [self.normalize(x["image"]) for x in batched_inputs]
+        sizes = [(x.shape[-2], x.shape[-1]) for x in images]
+        if self.training:
+            targets = self.targets(batched_inputs)
+            return self.criterion(self.predict_padded(images, targets), targets)
+        found: dict[int, Instances] = {}
+        for size in dict.fromkeys(sizes):
+            group = [i for i, other in enumerate(sizes) if other == size]
+            predictions = self.predict_padded([images[i] for i in group])
+            found.update(
+                zip(group, self.detections(predictions.decoder, [size] * len(group)), strict=True)
+            )
+        return [{"instances": rescale(found[i], x)} for i, x in enumerate(batched_inputs)]
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """Pixels (3, H, W) in [0, 255] to the network's input."""
+        return (image.to(self.device) - self.pixel_mean) / self.pixel_std
+
+    def targets(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Targets:
+        """The ground truth of a batch.
+
+        Raises:
+            ValueError: an input has no `instances`.
+        """
+        for x in batched_inputs:
+            if "instances" not in x:
+                raise ValueError(
+                    f"a training input needs 'instances' with gt_boxes and gt_classes; got the "
+                    f"keys {sorted(x)}"
+                )
+        instances = [x["instances"] for x in batched_inputs]
+        names = [str(x.get("file_name", f"image {i}")) for i, x in enumerate(batched_inputs)]
+        return Targets.from_instances(instances, names, self.device)
+
+    def predict_padded(
+        self, images: Sequence[Tensor], targets: Targets | None = None
+    ) -> SetPredictions:
+        """Predictions of normalised images (3, H, W), padded to one batch."""
+        return self.transformer(*self.padded_levels(images), targets)
+
+    def padded_levels(self, images: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Levels (B, C, H_l, W_l) and masks (B, H_l, W_l), True at padding, of one padded batch."""
+        batch = ImageList.from_tensors(list(images), self.backbone.size_divisibility)
+        height, width = batch.tensor.shape[-2:]
+        mask = padding_mask_of(batch.image_sizes, (height, width)).to(self.device)
+        levels = self.neck(self.backbone(batch.tensor))
+        return levels, [resize_mask(mask, (x.shape[-2], x.shape[-1])) for x in levels]
+
+    def detections(
+        self, predictions: LayerPredictions, sizes: Sequence[tuple[int, int]]
+    ) -> list[Instances]:
+        """The best detections of the last layer, in pixels of each image's `sizes`."""
+        scores, queries, classes = self.select_detections(
+            predictions.logits[-1], self.max_detections_per_image
+        )
+        boxes = cxcywh_to_xyxy(predictions.boxes[-1])
+        results = []
+        for i, (height, width) in enumerate(sizes):
+            chosen = boxes[i, queries[i]]
+            found = Instances((height, width))
+            found.pred_boxes = Boxes(chosen * chosen.new_tensor([width, height, width, height]))
+            found.scores = scores[i]
+            found.pred_classes = classes[i]
+            results.append(found)
+        return results
+
+
+def rescale(found: Instances, batched_input: Mapping[str, Any]) -> Instances:
+    """Detections in the frame of the original image, clipped to it, those without area dropped."""
+    height = batched_input.get("height", found.image_size[0])
+    width = batched_input.get("width", found.image_size[1])
+    return detector_postprocess(found, height, width)

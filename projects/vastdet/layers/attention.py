@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dense multi-head attention with the parameters of torch's, on scaled_dot_product_attention.
+
+B images, Q queries, S keys, C channels, H heads, D = C / H.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class MultiheadAttention(nn.Module):
+    """Attention whose parameters have the names and layout of `torch.nn.MultiheadAttention`.
+
+    Query and key are projected in one matrix product where they are the same tensor, as in the
+    self-attention of every DETR.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int, *, dropout: float = 0.0) -> None:
+        """`dropout` acts on the attention weights in training."""
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(
+                f"embed_dim must be a multiple of num_heads, got {embed_dim} and {num_heads}"
+            )
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * embed_dim))
+        self.out_proj = nn.Linear(embed_dim, embed_dim)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.xavier_uniform_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        blocked: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            query: (B, Q, C).
+            key: (B, S, C); give the same object as `query` where they are equal.
+            value: (B, S, C).
+            blocked: bool that broadcasts to (B, H, Q, S), True where a query must not look.
+            bias: float that broadcasts to (B, H, Q, S), added to the attention logits.
+
+        Returns:
+            (B, Q, C).
+        """
+        width = query.shape[-1]
+        if query is key:
+            q, k = F.linear(
+                query, self.in_proj_weight[: 2 * width], self.in_proj_bias[: 2 * width]
+            ).chunk(2, dim=-1)
+        else:
+            q = F.linear(query, self.in_proj_weight[:width], self.in_proj_bias[:width])
+            k = F.linear(
+                key,
+                self.in_proj_weight[width : 2 * width],
+                self.in_proj_bias[width : 2 * width],
+            )
+        v = F.linear(value, self.in_proj_weight[2 * width :], self.in_proj_bias[2 * width :])
+        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=attention_mask(blocked, bias, q.dtype),
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self.out_proj(out.transpose(1, 2).flatten(-2))
+
+
+def attention_mask(
+    blocked: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor | None:
+    """Join what blocks and what biases into the mask of scaled_dot_product_attention."""
+    if bias is None:
+        return None if blocked is None else ~blocked
+    bias = bias.to(dtype)
+    return bias if blocked is None else bias.masked_fill(blocked, float("-inf"))

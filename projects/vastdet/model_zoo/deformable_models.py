@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Deformable DETR and its descendants under the names of the authors and of detrex.
+
+Names were read off the code bases' state dicts (IDEA-Research/DINO, detrex).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vastdet.model_zoo.key_map import Converter, Layout, Pair
+from vastdet.model_zoo.torchvision_models import resnet_pairs, weight_and_bias
+
+MSDA_PARTS = ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
+NUM_BOX_LAYERS = 3
+
+
+@dataclass(frozen=True)
+class LayerNames:
+    """What a code base calls the parts of a transformer layer.
+
+    Attributes:
+        encoder: our name -> theirs, of an encoder layer.
+        decoder: our name -> theirs, of a decoder layer.
+    """
+
+    encoder: dict[str, str]
+    decoder: dict[str, str]
+
+
+# The authors number norms in the order of the code, not of the computation.
+ORIGINAL = LayerNames(
+    encoder={
+        "self_attn": "self_attn",
+        "self_attn_norm": "norm1",
+        "ffn.linear1": "linear1",
+        "ffn.linear2": "linear2",
+        "ffn_norm": "norm2",
+    },
+    decoder={
+        "self_attn": "self_attn",
+        "self_attn_norm": "norm2",
+        "cross_attn": "cross_attn",
+        "cross_attn_norm": "norm1",
+        "ffn.linear1": "linear1",
+        "ffn.linear2": "linear2",
+        "ffn_norm": "norm3",
+    },
+)
+DETREX = LayerNames(
+    encoder={
+        "self_attn": "attentions.0",
+        "self_attn_norm": "norms.0",
+        "ffn.linear1": "ffns.0.layers.0.0",
+        "ffn.linear2": "ffns.0.layers.1",
+        "ffn_norm": "norms.1",
+    },
+    decoder={
+        "self_attn": "attentions.0.attn",
+        "self_attn_norm": "norms.0",
+        "cross_attn": "attentions.1",
+        "cross_attn_norm": "norms.1",
+        "ffn.linear1": "ffns.0.layers.0.0",
+        "ffn.linear2": "ffns.0.layers.1",
+        "ffn_norm": "norms.2",
+    },
+)
+
+
+def layer_pairs(names: dict[str, str], source: str, ours: str) -> list[Pair]:
+    """Every tensor of one encoder or decoder layer; `source` and `ours` are its prefixes."""
+    pairs: list[Pair] = []
+    is_decoder = "cross_attn" in names
+    for part, theirs in names.items():
+        old, new = f"{source}.{theirs}", f"{ours}.{part}"
+        if part == "self_attn" and is_decoder:
+            pairs += [Pair(f"{old}.in_proj_{t}", f"{new}.in_proj_{t}") for t in ("weight", "bias")]
+            pairs += weight_and_bias(f"{old}.out_proj", f"{new}.out_proj")
+        elif part in ("self_attn", "cross_attn"):
+            for child in MSDA_PARTS:
+                pairs += weight_and_bias(f"{old}.{child}", f"{new}.{child}")
+        else:
+            pairs += weight_and_bias(old, new)
+    return pairs
+
+
+def stack_pairs(names: LayerNames, num_encoder: int, num_decoder: int) -> list[Pair]:
+    """Every tensor of the encoder and decoder layers."""
+    pairs: list[Pair] = []
+    for stack, layer, count in (
+        ("encoder", names.encoder, num_encoder),
+        ("decoder", names.decoder, num_decoder),
+    ):
+        for i in range(count):
+            prefix = f"transformer.{stack}.layers.{i}"
+            pairs += layer_pairs(layer, prefix, prefix)
+    return pairs
+
+
+def head_pairs(kind: str, layers: Sequence[int], ours: str) -> list[Pair]:
+    """One class or box head; `kind` is `class_embed` or `bbox_embed`.
+
+    The files hold it under the name of every layer that it serves, and each of these names a
+    second time under the decoder.
+    """
+    pairs: list[Pair] = []
+    parts = [f".layers.{i}" for i in range(NUM_BOX_LAYERS)] if kind == "bbox_embed" else [""]
+    for part in parts:
+        for tensor in ("weight", "bias"):
+            first, *copies = [
+                f"{prefix}{kind}.{layer}{part}.{tensor}"
+                for prefix in ("", "transformer.decoder.")
+                for layer in layers
+            ]
+            target = f"{ours}{part}.{tensor}"
+            classes = (1, 1) if kind == "class_embed" else None
+            pairs.append(Pair(first, target, classes=classes, copies=tuple(copies)))
+    return pairs
+
+
+def decoder_head_pairs(num_layers: int, *, shared: bool) -> list[Pair]:
+    """The class and box heads of all decoder layers."""
+    layers = range(num_layers)
+    groups = [list(layers)] if shared else [[layer] for layer in layers]
+    return [
+        pair
+        for i, group in enumerate(groups)
+        for kind, ours in (("class_embed", "class_heads"), ("bbox_embed", "box_heads"))
+        for pair in head_pairs(kind, group, f"transformer.decoder.{ours}.{i}")
+    ]
+
+
+def mlp_pairs(source: str, ours: str, num_layers: int) -> list[Pair]:
+    """Every tensor of an `MLP`."""
+    return [
+        pair
+        for i in range(num_layers)
+        for pair in weight_and_bias(f"{source}.layers.{i}", f"{ours}.layers.{i}")
+    ]
+
+
+def original_neck_pairs(num_levels: int) -> list[Pair]:
+    """The level projections of the authors' repositories: `input_proj.<level>.{0, 1}`."""
+    pairs: list[Pair] = []
+    for i in range(num_levels):
+        pairs += weight_and_bias(f"input_proj.{i}.0", f"neck.convs.{i}")
+        pairs += weight_and_bias(f"input_proj.{i}.1", f"neck.norms.{i}")
+    return pairs
+
+
+def detrex_neck_pairs(num_maps: int, num_levels: int) -> list[Pair]:
+    """The level projections of detrex: `neck.convs` for the maps, `neck.extra_convs` beyond."""
+    pairs: list[Pair] = []
+    for i in range(num_levels):
+        theirs = f"neck.convs.{i}" if i < num_maps else f"neck.extra_convs.{i - num_maps}"
+        pairs += weight_and_bias(f"{theirs}.conv", f"neck.convs.{i}")
+        pairs += weight_and_bias(f"{theirs}.norm", f"neck.norms.{i}")
+    return pairs
+
+
+def selection_pairs() -> list[Pair]:
+    """The linear layer and norm before the proposals."""
+    return [
+        *weight_and_bias("transformer.enc_output", "transformer.selection.output"),
+        *weight_and_bias("transformer.enc_output_norm", "transformer.selection.output_norm"),
+    ]
+
+
+def detectron2_resnet_pairs(depth: int) -> list[Pair]:
+    """A ResNet under Detectron2's names on both sides."""
+    return [Pair(pair.detectron2, pair.detectron2) for pair in resnet_pairs(depth, "", "backbone.")]
+
+
+def dino_transformer_pairs(num_encoder: int, num_decoder: int, *, num_levels: int) -> list[Pair]:
+    """All but the backbone of DINO in the authors' code."""
+    return [
+        Pair("transformer.level_embed", "transformer.level_embedding"),
+        Pair("transformer.tgt_embed.weight", "transformer.query_content.weight"),
+        Pair("label_enc.weight", "transformer.denoising.label_embedding.weight"),
+        *original_neck_pairs(num_levels),
+        *stack_pairs(ORIGINAL, num_encoder, num_decoder),
+        *selection_pairs(),
+        *weight_and_bias(
+            "transformer.enc_out_class_embed",
+            "transformer.selection.class_head",
+            classes=(1, 1),
+        ),
+        *mlp_pairs(
+            "transformer.enc_out_bbox_embed", "transformer.selection.box_head", NUM_BOX_LAYERS
+        ),
+        *dino_decoder_pairs(),
+        *decoder_head_pairs(num_decoder, shared=True),
+    ]
+
+
+def dino_decoder_pairs() -> list[Pair]:
+    """Norm and query positions of DINO's decoder, alike in both code bases."""
+    return [
+        *weight_and_bias("transformer.decoder.norm", "transformer.decoder.norm"),
+        *mlp_pairs(
+            "transformer.decoder.ref_point_head",
+            "transformer.decoder.query_position.ref_point_head",
+            2,
+        ),
+    ]
+
+
+def dino_converter(*, num_levels: int = 4, depth: int = 50) -> Converter:
+    """IDEA-Research/DINO with a ResNet."""
+    return Converter(
+        name=f"DINO {num_levels}-scale ResNet-{depth} (IDEA-Research/DINO)",
+        config=f"DINO/dino_R_{depth}_{num_levels}scale_12ep.yaml",
+        pairs=(
+            *resnet_pairs(depth, "backbone.0.body.", "backbone."),
+            *dino_transformer_pairs(6, 6, num_levels=num_levels),
+        ),
+    )
+
+
+def _with_unused_row(embedding: Tensor) -> Tensor:
+    """An embedding (K, C) with a row of zeros for the class that is never read."""
+    return torch.cat([embedding, embedding.new_zeros(1, embedding.shape[1])])
+
+
+def dino_detrex_converter() -> Converter:
+    """Detrex's DINO, 4 scales, ResNet-50; its seventh heads are those of the proposals."""
+    num_layers = 6
+    return Converter(
+        name="DINO 4-scale ResNet-50 (detrex)",
+        config="DINO/dino_R_50_4scale_12ep_detrex.yaml",
+        pairs=(
+            *detectron2_resnet_pairs(50),
+            Pair("transformer.level_embeds", "transformer.level_embedding"),
+            Pair("transformer.tgt_embed.weight", "transformer.query_content.weight"),
+            Pair(
+                "label_enc.weight",
+                "transformer.denoising.label_embedding.weight",
+                Layout(_with_unused_row, lambda t: t[:-1]),
+            ),
+            *detrex_neck_pairs(3, 4),
+            *stack_pairs(DETREX, num_layers, num_layers),
+            *selection_pairs(),
+            *head_pairs("class_embed", [num_layers], "transformer.selection.class_head"),
+            *head_pairs("bbox_embed", [num_layers], "transformer.selection.box_head"),
+            *dino_decoder_pairs(),
+            *decoder_head_pairs(num_layers, shared=False),
+        ),
+    )

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The DINO meta-architecture (Zhang et al., ICLR 2023): the parts it is made of."""
+
+from functools import partial
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from torch import nn
+
+from vastdet.detr.criterion import LossWeights, SetCriterion
+from vastdet.detr.decoder import Decoder
+from vastdet.detr.deformable import (
+    TwoStageTransformer,
+    deformable_decoder_layer,
+    deformable_encoder,
+    per_layer,
+)
+from vastdet.detr.denoising import ContrastiveDenoising
+from vastdet.detr.heads import box_head, class_head
+from vastdet.detr.losses import FocalLoss
+from vastdet.detr.matcher import HungarianMatcher
+from vastdet.detr.neck import ChannelMapper
+from vastdet.detr.query_position import BoxPosition
+from vastdet.detr.query_selection import TokenSelection
+from vastdet.detr.refinement import LookForwardTwice
+from vastdet.detr.set_detector import SetDetector
+from vastdet.layers.positions import SinePositionEncoding
+
+# Bounds the logits of boxes, and is added to the divisors of GIoU, in the authors' code.
+LOGIT_EPS = 1e-3
+GIOU_EPS = 1e-6
+
+
+@META_ARCH_REGISTRY.register()
+class DINO(SetDetector):
+    """Two-stage deformable DETR with mixed query selection and contrastive denoising."""
+
+    @configurable
+    def __init__(self, **parts: Any) -> None:
+        """See `SetDetector`."""
+        super().__init__(**parts)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Build the parts from `MODEL.DINO`."""
+        node = cfg.MODEL.DINO
+        backbone = build_backbone(cfg)
+        return {
+            "backbone": backbone,
+            "neck": ChannelMapper(
+                backbone.output_shape(),
+                node.IN_FEATURES,
+                embed_dim=node.EMBED_DIM,
+                num_levels=node.NUM_LEVELS,
+            ),
+            "transformer": build_transformer(node),
+            "criterion": build_criterion(node),
+            "num_classes": node.NUM_CLASSES,
+            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+
+def build_transformer(node: CfgNode) -> TwoStageTransformer:
+    """Encoder, query selection, denoising and decoder of `MODEL.DINO`."""
+    width, num_layers = node.EMBED_DIM, node.NUM_DECODER_LAYERS
+    attention = {
+        "embed_dim": width,
+        "num_heads": node.NUM_HEADS,
+        "num_levels": node.NUM_LEVELS,
+        "num_points": node.NUM_POINTS,
+        "feedforward_dim": node.FEEDFORWARD_DIM,
+        "dropout": node.DROPOUT,
+    }
+    new_class_head = partial(class_head, width, node.NUM_CLASSES)
+    new_box_head = partial(box_head, width)
+    denoising = None
+    if node.DENOISING.NUM_QUERIES:
+        denoising = ContrastiveDenoising(
+            width,
+            node.NUM_CLASSES,
+            num_queries=node.DENOISING.NUM_QUERIES,
+            label_noise=node.DENOISING.LABEL_NOISE,
+            box_noise=node.DENOISING.BOX_NOISE,
+            eps=LOGIT_EPS,
+        )
+    return TwoStageTransformer(
+        embed_dim=width,
+        num_levels=node.NUM_LEVELS,
+        num_queries=node.NUM_QUERIES,
+        position_encoding=SinePositionEncoding(
+            width, temperature=node.POSITION_TEMPERATURE, offset=node.POSITION_OFFSET
+        ),
+        encoder=deformable_encoder(node.NUM_ENCODER_LAYERS, **attention),
+        selection=TokenSelection(
+            width, node.NUM_QUERIES, class_head=new_class_head(), box_head=new_box_head()
+        ),
+        denoising=denoising,
+        decoder=Decoder(
+            (deformable_decoder_layer(**attention) for _ in range(num_layers)),
+            query_position=BoxPosition(width),
+            refinement=LookForwardTwice(LOGIT_EPS),
+            class_heads=per_layer(new_class_head, num_layers, shared=node.SHARE_HEADS),
+            box_heads=per_layer(new_box_head, num_layers, shared=node.SHARE_HEADS),
+            norm=nn.LayerNorm(width),
+        ),
+    )
+
+
+def build_criterion(node: CfgNode) -> SetCriterion:
+    """Matcher and losses of `MODEL.DINO`."""
+    return SetCriterion(
+        assigner=HungarianMatcher(
+            class_weight=node.MATCHER.CLASS_WEIGHT,
+            l1_weight=node.MATCHER.BBOX_WEIGHT,
+            giou_weight=node.MATCHER.GIOU_WEIGHT,
+            giou_eps=GIOU_EPS,
+        ),
+        class_loss=FocalLoss(alpha=node.LOSS.FOCAL_ALPHA, gamma=node.LOSS.FOCAL_GAMMA),
+        weights=LossWeights(
+            classes=node.LOSS.CLASS_WEIGHT,
+            bbox=node.LOSS.BBOX_WEIGHT,
+            giou=node.LOSS.GIOU_WEIGHT,
+        ),
+        giou_eps=GIOU_EPS,
+    )
