@@ -15,6 +15,8 @@
 #define VASTDET_HD
 #endif
 
+// The functions have internal linkage (static): the CPU kernel is compiled several times with
+// different instruction sets, and no build may end up calling another's copy.
 namespace vastdet {
 
 // Corners are numbered row by row: 0 top left, 1 top right, 2 bottom left, 3 bottom right.
@@ -31,7 +33,8 @@ struct BilinearSample {
 };
 
 template <typename A>
-VASTDET_HD inline BilinearSample<A> bilinear_sample(A location_x, A location_y, int width, int height) {
+VASTDET_HD static inline BilinearSample<A> bilinear_sample(
+    A location_x, A location_y, int width, int height) {
   const A x = location_x * A(width) - A(0.5);
   const A y = location_y * A(height) - A(0.5);
   BilinearSample<A> sample;
@@ -49,21 +52,22 @@ VASTDET_HD inline BilinearSample<A> bilinear_sample(A location_x, A location_y, 
 
 // Whether a corner of the sample is a cell of the level.
 template <typename A>
-VASTDET_HD inline bool corner_inside(const BilinearSample<A>& s, int corner, int width, int height) {
+VASTDET_HD static inline bool corner_inside(
+    const BilinearSample<A>& s, int corner, int width, int height) {
   const int x = s.x0 + (corner & 1);
   const int y = s.y0 + (corner >> 1);
   return s.inside && x >= 0 && x < width && y >= 0 && y < height;
 }
 
 // The cell's position in its level, row by row; meaningful where `corner_inside`.
-template <typename A>
-VASTDET_HD inline int64_t corner_cell(const BilinearSample<A>& s, int corner, int width) {
-  return int64_t(s.y0 + (corner >> 1)) * width + (s.x0 + (corner & 1));
+template <typename Index = int64_t, typename A>
+VASTDET_HD static inline Index corner_cell(const BilinearSample<A>& s, int corner, int width) {
+  return Index(s.y0 + (corner >> 1)) * width + (s.x0 + (corner & 1));
 }
 
 // The bilinear weight of a corner; the four add up to one.
 template <typename A>
-VASTDET_HD inline A corner_weight(const BilinearSample<A>& s, int corner) {
+VASTDET_HD static inline A corner_weight(const BilinearSample<A>& s, int corner) {
   const A wx = (corner & 1) ? s.fx : A(1) - s.fx;
   const A wy = (corner >> 1) ? s.fy : A(1) - s.fy;
   return wx * wy;
@@ -72,7 +76,7 @@ VASTDET_HD inline A corner_weight(const BilinearSample<A>& s, int corner) {
 // The derivatives of sum(corner_weight * d) with respect to the location, where d[c] is the scalar
 // product of the output gradient with the value at corner c (0 where the corner is outside).
 template <typename A>
-VASTDET_HD inline void location_gradient(
+VASTDET_HD static inline void location_gradient(
     const BilinearSample<A>& s, const A (&d)[kCorners], int width, int height, A* grad_x, A* grad_y) {
   *grad_x = A(width) * ((A(1) - s.fy) * (d[1] - d[0]) + s.fy * (d[3] - d[2]));
   *grad_y = A(height) * ((A(1) - s.fx) * (d[2] - d[0]) + s.fx * (d[3] - d[1]));
