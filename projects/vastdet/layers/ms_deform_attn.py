@@ -10,12 +10,91 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
+from vastdet.layers import extension
 from vastdet.layers.ms_deform_attn_reference import (
     accumulation_dtype,
     ms_deform_attn_reference,
 )
+
+# The operators are defined here, so that they exist where the compiled kernels do not.
+_ARGUMENTS = (
+    "Tensor value, Tensor spatial_shapes, Tensor level_start_index, "
+    "Tensor sampling_locations, Tensor attention_weights, int[] num_points"
+)
+_LIBRARY = torch.library.Library("vastdet", "DEF")
+_LIBRARY.define(f"ms_deform_attn({_ARGUMENTS}) -> Tensor")
+_LIBRARY.define(
+    f"ms_deform_attn_backward(Tensor grad_output, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)"
+)
+
+
+@torch.library.register_fake("vastdet::ms_deform_attn", lib=_LIBRARY)
+def _fake_forward(
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    num_points: Sequence[int],
+) -> Tensor:
+    batch, _, heads, channels = value.shape
+    return value.new_empty(batch, sampling_locations.shape[1], heads * channels)
+
+
+@torch.library.register_fake("vastdet::ms_deform_attn_backward", lib=_LIBRARY)
+def _fake_backward(
+    grad_output: Tensor,
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    num_points: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    inputs = (value, sampling_locations, attention_weights)
+    grad_value, grad_locations, grad_weights = (x.new_empty(x.shape) for x in inputs)
+    return grad_value, grad_locations, grad_weights
+
+
+def _save_inputs(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
+    *tensors, num_points = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.num_points = num_points
+
+
+def _backward(ctx: FunctionCtx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    grad_value, grad_locations, grad_weights = torch.ops.vastdet.ms_deform_attn_backward(
+        grad_output, *ctx.saved_tensors, ctx.num_points
+    )
+    return grad_value, None, None, grad_locations, grad_weights, None
+
+
+torch.library.register_autograd(
+    "vastdet::ms_deform_attn", _backward, setup_context=_save_inputs, lib=_LIBRARY
+)
+
+
+def _to_autocast(value: Tensor) -> Tensor:
+    """The value in the type of autocast where that is on; float64 stays, as torch has it."""
+    device = value.device.type
+    if value.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return value
+    return value.to(torch.get_autocast_dtype(device))
+
+
+def _autocast_forward(value: Tensor, *arguments: Tensor | Sequence[int]) -> Tensor:
+    cast = _to_autocast(value)
+    with torch.autocast(value.device.type, enabled=False):
+        return torch.ops.vastdet.ms_deform_attn(cast, *arguments)
+
+
+for _key in ("AutocastCPU", "AutocastCUDA"):
+    _LIBRARY.impl("ms_deform_attn", _autocast_forward, _key)
+
+extension.load()
 
 
 def ms_deform_attn(
@@ -28,10 +107,15 @@ def ms_deform_attn(
 ) -> Tensor:
     """Sum of samples of all levels, each bilinear and with a weight (Zhu et al. 2021, Eq. 3).
 
+    Coordinates, weights and sums are float32, or float64 for float64 values, whatever the type of
+    `value`. A location whose cell coordinate, location * size - 0.5, is not within (-1, size), or
+    is NaN, samples zero and gets no gradient. Runs in plain PyTorch where the compiled kernel is
+    missing, and says so once. Under autocast, `value` alone takes autocast's type.
+
     Args:
         value: (B, S, H, D), float32, float64, bfloat16 or float16.
         spatial_shapes: (L, 2) int64, height and width of each level in cells.
-        level_start_index: (L,) int64, the first cell of each level.
+        level_start_index: (L,) int64, the first cell of each level; levels follow one another.
         sampling_locations: (B, Q, H, L, P, 2), or (B, Q, H, T, 2) with `num_points`: x and y as
             shares of the level's width and height; (0, 0) is its top left corner.
         attention_weights: (B, Q, H, L, P), or (B, Q, H, T) with `num_points`.
@@ -39,21 +123,82 @@ def ms_deform_attn(
 
     Returns:
         (B, Q, H * D) in the type of `value`.
+
+    Raises:
+        ValueError: shapes, types or devices do not fit together; on the CPU also where the levels
+            do not add up to S (elsewhere that would wait for the device).
     """
     if num_points is None:
-        num_levels, points = sampling_locations.shape[3:5]
-        num_points = [points] * num_levels
+        if sampling_locations.dim() != 6 or attention_weights.dim() != 5:
+            raise ValueError(
+                "without num_points, sampling_locations must be (B, Q, H, L, P, 2) and "
+                f"attention_weights (B, Q, H, L, P), got {tuple(sampling_locations.shape)} and "
+                f"{tuple(attention_weights.shape)}"
+            )
+        num_points = [sampling_locations.shape[4]] * sampling_locations.shape[3]
         sampling_locations = sampling_locations.flatten(3, 4)
         attention_weights = attention_weights.flatten(3, 4)
+    num_points = list(num_points)
+    _check(value, spatial_shapes, level_start_index, num_points)
+    _check_samples(value, sampling_locations, attention_weights, num_points)
     dtype = accumulation_dtype(value.dtype)
-    return ms_deform_attn_reference(
-        value,
+    arguments = (
         spatial_shapes,
         level_start_index,
         sampling_locations.to(dtype),
         attention_weights.to(dtype),
-        list(num_points),
+        num_points,
     )
+    if extension.has_kernel(value.device.type):
+        return torch.ops.vastdet.ms_deform_attn(value, *arguments)
+    return ms_deform_attn_reference(_to_autocast(value), *arguments)
+
+
+def _check(
+    value: Tensor, spatial_shapes: Tensor, level_start_index: Tensor, num_points: list[int]
+) -> None:
+    """Raise ValueError unless value and levels have the shapes and types of `ms_deform_attn`."""
+    types = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    if value.dim() != 4 or value.dtype not in types:
+        raise ValueError(
+            "value must be (B, S, H, D) in float32, float64, bfloat16 or float16, "
+            f"got {tuple(value.shape)} in {value.dtype}"
+        )
+    levels = len(num_points)
+    if spatial_shapes.shape != (levels, 2) or level_start_index.shape != (levels,):
+        raise ValueError(
+            f"for {levels} levels, spatial_shapes must be ({levels}, 2) and level_start_index "
+            f"({levels},), got {tuple(spatial_shapes.shape)} and {tuple(level_start_index.shape)}"
+        )
+    if spatial_shapes.dtype != torch.int64 or level_start_index.dtype != torch.int64:
+        raise ValueError(
+            "spatial_shapes and level_start_index must be int64, "
+            f"got {spatial_shapes.dtype} and {level_start_index.dtype}"
+        )
+    if min(num_points, default=0) < 0:
+        raise ValueError(f"num_points must be 0 or more for each level, got {num_points}")
+
+
+def _check_samples(
+    value: Tensor, sampling_locations: Tensor, attention_weights: Tensor, num_points: list[int]
+) -> None:
+    """Raise ValueError unless the samples have the shape and device that `value` asks for."""
+    batch, _, heads, _ = value.shape
+    queries = sampling_locations.shape[1] if sampling_locations.dim() == 5 else 0
+    expected = (batch, queries, heads, sum(num_points))
+    if sampling_locations.shape != (*expected, 2) or attention_weights.shape != expected:
+        raise ValueError(
+            f"for value {tuple(value.shape)} and num_points {num_points}, sampling_locations must "
+            f"be ({batch}, Q, {heads}, {sum(num_points)}, 2) and attention_weights ({batch}, Q, "
+            f"{heads}, {sum(num_points)}), got {tuple(sampling_locations.shape)} and "
+            f"{tuple(attention_weights.shape)}"
+        )
+    devices = {value.device, sampling_locations.device, attention_weights.device}
+    if len(devices) > 1:
+        raise ValueError(
+            "value, sampling_locations and attention_weights must be on one device, "
+            f"got {', '.join(sorted(map(str, devices)))}"
+        )
 
 
 class MultiScaleDeformableAttention(nn.Module):

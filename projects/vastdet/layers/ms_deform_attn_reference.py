@@ -21,19 +21,20 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def check_levels(sizes: Sequence[Sequence[int]], starts: Sequence[int], num_cells: int) -> None:
-    """Raise ValueError where a level does not lie within the S cells of the value."""
+    """Raise ValueError unless the levels follow one another and together are the S cells."""
+    next_start = 0
     for level, ((height, width), start) in enumerate(zip(sizes, starts, strict=True)):
-        if height < 1 or width < 1:
+        if height < 1 or width < 1 or start != next_start or start + height * width > num_cells:
             raise ValueError(
-                f"level {level} of spatial_shapes is {height} x {width}; a level has at least one "
-                "cell in each direction. Leave empty levels out"
+                f"level {level} is {height} x {width} from cell {start}, expected from cell "
+                f"{next_start} and within the {num_cells} cells of value: levels follow one "
+                "another and together are the value"
             )
-        if start < 0 or start + height * width > num_cells:
-            raise ValueError(
-                f"level {level} ({height} x {width} cells from cell {start}) does not fit into the "
-                f"{num_cells} cells of value: spatial_shapes, level_start_index and value must "
-                "describe the same levels"
-            )
+        next_start += height * width
+    if next_start != num_cells:
+        raise ValueError(
+            f"the levels of spatial_shapes have {next_start} cells, value has {num_cells}"
+        )
 
 
 def ms_deform_attn_reference(
@@ -61,7 +62,7 @@ def ms_deform_attn_reference(
         (B, Q, H * D) in the type of `value`; sums are made in `accumulation_dtype`.
 
     Raises:
-        ValueError: a level does not lie within the S cells.
+        ValueError: the levels do not make up the S cells.
     """
     batch, num_cells, heads, channels = value.shape
     queries = sampling_locations.shape[1]
