@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO_OUTPUT ?= output/demo
 JOBS ?= 2
+KERNELS := $(wildcard projects/vastdet/layers/build.py projects/vastdet/layers/csrc/*/*)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast lint format types ci clean
@@ -16,7 +17,7 @@ help:  ## list the targets
 
 setup: $(READY)  ## make .venv with everything that the other targets need
 
-$(READY): constraints.txt setup.py tools/setup_environment.sh tools/install_detectron2.py
+$(READY): constraints.txt setup.py tools/setup_environment.sh tools/install_detectron2.py $(KERNELS)
 	@bash tools/setup_environment.sh
 
 demo: $(READY)  ## train a detector on generated scenes, score it, write a page of results

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build of the `vastdet` package: sources in projects/, YAML configs as package data."""
 
+import importlib.util
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 VERSION = re.search(
@@ -41,9 +45,43 @@ REQUIREMENTS = [
 ]
 
 
-def extensions() -> list:
-    """Native extensions of the package: none until `layers/csrc` holds sources."""
-    return []
+def kernel_builder() -> ModuleType:
+    """The module that compiles the kernels, by its path: the package is not installed yet."""
+    path = ROOT / "projects/vastdet/layers/build.py"
+    spec = importlib.util.spec_from_file_location("vastdet_kernel_builder", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class BuildKernels(build_ext):
+    """Compiles the kernels into the package; without them it works in plain PyTorch."""
+
+    def run(self) -> None:
+        """Compile, or say how to do it later.
+
+        An editable installation leaves it to `make setup`, which runs when torch is there.
+        """
+        if self.inplace or getattr(self, "editable_mode", False):
+            return
+        builder = kernel_builder()
+        try:
+            builder.build(Path(self.build_lib) / "vastdet" / "layers" / "_C.so")
+        except builder.BuildError as error:
+            print(f"vastdet is installed without compiled kernels: {error}", file=sys.stderr)
+
+
+def extensions() -> list[Extension]:
+    """The kernels, where torch is at hand to compile against; `BuildKernels` knows the sources."""
+    if importlib.util.find_spec("torch") is None:
+        print(
+            "vastdet is installed without compiled kernels, because torch is not at hand here. "
+            "Build them afterwards: python -m vastdet.layers.build",
+            file=sys.stderr,
+        )
+        return []
+    return [Extension("vastdet.layers._C", sources=[])]
 
 
 setup(
@@ -60,10 +98,13 @@ setup(
     packages=[*find_packages("projects"), "vastdet.configs"],
     package_data={
         "vastdet.configs": ["**/*.yaml"],
-        "vastdet": ["**/*.html", "**/*.css", "**/*.js"],
+        "vastdet": ["**/*.html", "**/*.css", "**/*.js", "**/*.cpp", "**/*.h", "**/*.cu"],
     },
     install_requires=REQUIREMENTS,
-    extras_require={"dev": ["pytest", "pytest-xdist", "ruff", "mypy", "codespell"]},
+    extras_require={
+        "dev": ["pytest", "pytest-xdist", "ruff", "mypy", "codespell", "transformers>=5.0"]
+    },
     ext_modules=extensions(),
+    cmdclass={"build_ext": BuildKernels},
     zip_safe=False,
 )

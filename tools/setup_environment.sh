@@ -47,6 +47,8 @@ step "vastdet and what it needs, at the versions of constraints.txt (PyTorch is 
 pip_install --no-build-isolation --editable '.[dev]' || fail "$network_hint"
 step "Detectron2"
 "$VENV/bin/python" tools/install_detectron2.py || fail "Detectron2 is not installed (see above)"
+step "compiled kernels"
+"$VENV/bin/python" -W ignore -m vastdet.layers.build || fail "the kernels could not be compiled (see above)"
 step "checking"
 "$VENV/bin/python" -W ignore -c 'import vastdet; print(f"vastdet {vastdet.__version__} is ready")' ||
     fail "the environment $VENV does not import vastdet. Remove it (rm -r $VENV) and run again"

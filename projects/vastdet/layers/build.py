@@ -85,7 +85,10 @@ def read_record(library: Path) -> BuildRecord:
     fields: dict[str, Any] = json.loads(record_file(library).read_text("utf-8"))
     if not isinstance(fields, dict) or set(fields) != set(BuildRecord.__dataclass_fields__):
         raise ValueError(f"{record_file(library)} is not the record of a build of this version")
-    return BuildRecord(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
+    return BuildRecord(**values)
 
 
 def record_file(library: Path) -> Path:
@@ -97,6 +100,12 @@ def library_files(torch_version: str) -> tuple[Path, Path]:
     """Where the library may lie: in the package, else in the user's cache (one for each torch)."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return LAYERS / "_C.so", cache / "vastdet" / f"torch-{torch_version}" / "_C.so"
+
+
+def default_library(torch: ModuleType) -> Path:
+    """The package's library, or the cache's where the package's folder cannot be written."""
+    in_package, in_cache = library_files(torch.__version__)
+    return in_package if os.access(LAYERS, os.W_OK) else in_cache
 
 
 def sources_digest() -> str:
@@ -271,7 +280,7 @@ def compile_jobs(
 
 
 def cpp_extension() -> ModuleType:
-    """torch's module that knows its folders, without its remark that there is no GPU."""
+    """The module of torch that knows its folders, without its remark that there is no GPU."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     import torch.utils.cpp_extension
 
@@ -354,9 +363,7 @@ def build(output: Path | None = None, report: Callable[[str], None] = print) -> 
     compiler = find_compiler()
     cuda = find_cuda(torch)
     toolkit = cuda if isinstance(cuda, CudaToolkit) else None
-    if output is None:
-        in_package, in_cache = library_files(torch.__version__)
-        output = in_package if os.access(LAYERS, os.W_OK) else in_cache
+    output = output or default_library(torch)
     output.parent.mkdir(parents=True, exist_ok=True)
     record = BuildRecord(
         torch=torch.__version__,
@@ -403,7 +410,7 @@ def summary(library: Path) -> str:
         if record.cuda_architectures
         else f"without CUDA ({record.cuda_reason})"
     )
-    return f"built {library}: CPU {', '.join(record.cpu_variants)}; {cuda}; torch {record.torch}"
+    return f"{library}: CPU {', '.join(record.cpu_variants)}; {cuda}; torch {record.torch}"
 
 
 def show_progress(line: str) -> None:
@@ -417,15 +424,19 @@ def main(arguments: list[str] | None = None) -> int:
     """Build from the command line; 1 where that failed."""
     parser = argparse.ArgumentParser(prog=COMMAND, description="Compile vastdet's native kernels.")
     parser.add_argument("--output", type=Path, help="the library file (default: in the package)")
+    parser.add_argument("--force", action="store_true", help="compile even what is up to date")
     options = parser.parse_args(arguments)
+    line_end = "\n" if sys.stdout.isatty() else ""
     try:
-        show_progress("compiling the kernels (about a minute)")
-        library = build(options.output, show_progress)
+        library = options.output or default_library(find_torch())
+        if options.force or not up_to_date(library, find_torch().__version__):
+            show_progress("compiling the kernels (a minute or two)")
+            build(library, show_progress)
     except BuildError as error:
-        print(f"{'' if not sys.stdout.isatty() else chr(10)}{error}", file=sys.stderr)
+        print(f"{line_end}{error}", file=sys.stderr)
         return 1
     show_progress(summary(library))
-    print(end="\n" if sys.stdout.isatty() else "")
+    print(end=line_end)
     return 0
 
 
