@@ -36,12 +36,11 @@ pytestmark = [
 
 def compile_kernel(folder: Path, source: Path, csrc: Path, *flags: str) -> Path:
     runner = folder / "runner"
-    subprocess.run(
-        ["g++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-        + ["-DVASTDET_CUDA_ON_HOST", *flags, f"-I{HERE / 'include'}", f"-I{csrc}"]
-        + ["-x", "c++", str(source), str(HERE / "runner.cpp"), "-o", str(runner)],
-        check=True,
-    )
+    warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    includes = [f"-I{HERE / 'include'}", f"-I{csrc}"]
+    sources = ["-x", "c++", str(source), str(HERE / "runner.cpp")]
+    command = ["g++", "-std=c++17", "-O1", *warnings, "-DVASTDET_CUDA_ON_HOST", *flags, *includes]
+    subprocess.run([*command, *sources, "-o", str(runner)], check=True)
     return runner
 
 
