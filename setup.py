@@ -66,8 +66,15 @@ class BuildKernels(build_ext):
         if self.inplace or getattr(self, "editable_mode", False):
             return
         builder = kernel_builder()
+        target = Path(self.build_lib) / "vastdet" / "layers" / "_C.so"
         try:
-            builder.build(Path(self.build_lib) / "vastdet" / "layers" / "_C.so")
+            torch_version = builder.find_torch().__version__
+            in_place, _ = builder.library_files(torch_version)
+            if builder.up_to_date(in_place, torch_version):
+                for file in (in_place, builder.record_file(in_place)):
+                    self.copy_file(str(file), str(target.with_name(file.name)))
+            else:
+                builder.build(target)
         except builder.BuildError as error:
             print(f"vastdet is installed without compiled kernels: {error}", file=sys.stderr)
 
