@@ -8,12 +8,13 @@ the kernel's share of what this machine reaches in a copy loop and in a matrix p
 """
 
 import argparse
-import resource
+import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -97,9 +98,15 @@ def memory(name: str, function: Callable[..., Tensor]) -> float:
     """MB by which one run raises the process's peak."""
     run = case(name, function)
     with torch.set_grad_enabled("backward" in name):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = peak_memory()
         run()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return peak_memory() - before
+
+
+def peak_memory() -> float:
+    """MB of this process at its highest; getrusage would count the parent's peak as well."""
+    status = Path("/proc/self/status").read_text("utf-8")
+    return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024
 
 
 def machine() -> tuple[float, float]:

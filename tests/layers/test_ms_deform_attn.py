@@ -344,7 +344,7 @@ def test_wrong_arguments_are_explained(index: int, wrong: object, message: str) 
 @needs_kernel
 def test_an_unknown_variant_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VASTDET_CPU_VARIANT", "mmx")
-    with pytest.raises(ValueError, match="'mmx'; this machine can run: .*baseline"):
+    with pytest.raises(ValueError, match=r"'mmx'; this machine can run: .*baseline"):
         ms_deform_attn(*make())
 
 
@@ -384,7 +384,7 @@ def test_padding_counts_as_zero() -> None:
 def test_the_module_explains_wrong_arguments() -> None:
     with pytest.raises(ValueError, match="multiple of num_heads, got 30 and 4"):
         MultiScaleDeformableAttention(30, num_heads=4)
-    with pytest.raises(ValueError, match="num_points must be one positive number, or 3 numbers"):
+    with pytest.raises(ValueError, match=r"num_points must be one positive number, or 3 numbers"):
         MultiScaleDeformableAttention(32, num_levels=3, num_points=[1, 2])
     module, (query, value, _, *rest) = module_and_inputs()
     with pytest.raises(ValueError, match="reference_points must be"):
