@@ -162,7 +162,7 @@ def find_cuda(torch: ModuleType) -> CudaToolkit | str:
         return f"PyTorch {torch.__version__} is not a CUDA build"
     if missing := [name for name in CUDA_SOURCES if not (SOURCES / name).exists()]:
         return f"this package has no {' and no '.join(missing)}"
-    packages = sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/cu*"), reverse=True)
+    packages = sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/cu[0-9]*"), reverse=True)
     homes = [Path(os.environ["CUDA_HOME"])] if os.environ.get("CUDA_HOME") else []
     on_path = shutil.which("nvcc")
     compilers = [
@@ -177,8 +177,7 @@ def find_cuda(torch: ModuleType) -> CudaToolkit | str:
     if release is None or release[1] != torch.version.cuda.split(".")[0]:
         found = f"{release[1]}.{release[2]}" if release else "of unknown version"
         return f"{nvcc} is {found}, and PyTorch is built for CUDA {torch.version.cuda}"
-    home = Path(nvcc).resolve().parents[1]
-    candidates = [*packages, *homes, home]
+    candidates = [toolkit_folder(nvcc), *homes, *packages]
     includes = tuple(
         folder
         for candidate in candidates
@@ -191,7 +190,7 @@ def find_cuda(torch: ModuleType) -> CudaToolkit | str:
     # PyTorch's own copy of the runtime first: it is loaded anyway.
     runtimes = [
         library
-        for candidate in candidates
+        for candidate in reversed(candidates)
         for folder in (
             candidate / "lib",
             candidate / "lib64",
@@ -202,6 +201,14 @@ def find_cuda(torch: ModuleType) -> CudaToolkit | str:
     if not runtimes:
         return f"there is no libcudart.so.{release[1]} beside PyTorch or {nvcc}"
     return CudaToolkit(nvcc, includes, runtimes[0], cuda_architectures(nvcc))
+
+
+def toolkit_folder(nvcc: str) -> Path:
+    """The folder of the toolkit of an nvcc, which may be a script that calls another."""
+    command = [nvcc, "--dryrun", "-x", "cu", os.devnull]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    top = re.search(r"^#\$ TOP=(.+)$", result.stderr, re.MULTILINE)
+    return Path(top[1]).resolve() if top else Path(nvcc).resolve().parents[1]
 
 
 def cuda_architectures(nvcc: str) -> tuple[str, ...]:
