@@ -10,7 +10,7 @@ JOBS ?= 2
 KERNELS := $(wildcard projects/vastdet/layers/build.py projects/vastdet/layers/csrc/*/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format types ci clean
+.PHONY: help setup demo test test-fast lint format types check-cuda ci clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,7 +38,10 @@ format: $(READY)  ## format the code and mend what can be mended
 types: $(READY)  ## check the types of the package
 	@$(BIN)/mypy
 
-ci: lint types test  ## what .ci/run runs
+check-cuda: $(READY)  ## compile the CUDA sources for sm_80 and sm_90, where there is nvcc
+	@bash tools/check_cuda_sources.sh
+
+ci: lint types check-cuda test  ## what .ci/run runs
 
 clean:  ## remove build products; keeps .venv and output
 	@rm -rf build dist projects/*.egg-info .pytest_cache .mypy_cache .ruff_cache
