@@ -68,9 +68,9 @@ class BuildKernels(build_ext):
         builder = kernel_builder()
         target = Path(self.build_lib) / "vastdet" / "layers" / "_C.so"
         try:
-            torch_version = builder.find_torch().__version__
-            in_place, _ = builder.library_files(torch_version)
-            if builder.up_to_date(in_place, torch_version):
+            torch = builder.find_torch()
+            in_place, _ = builder.library_files(torch.__version__)
+            if builder.up_to_date(in_place, torch):
                 for file in (in_place, builder.record_file(in_place)):
                     self.copy_file(str(file), str(target.with_name(file.name)))
             else:

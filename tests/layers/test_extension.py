@@ -108,7 +108,7 @@ def test_a_library_for_another_torch_is_refused(tmp_path: Path) -> None:
     found = find_library((library,), "9.8")
     assert found.library is None
     assert "was built for torch 9.9, this is 9.8" in (found.reason or "")
-    assert not build.up_to_date(library, "9.8")
+    assert not build.up_to_date(library, torch)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}"])
@@ -116,7 +116,7 @@ def test_a_library_without_a_record_is_refused(tmp_path: Path, text: str) -> Non
     found = find_library((write_library(tmp_path, text),), "9.9")
     assert found.library is None
     assert "has no usable record" in (found.reason or "")
-    assert not build.up_to_date(tmp_path / "_C.so", "9.9")
+    assert not build.up_to_date(tmp_path / "_C.so", torch)
 
 
 def test_the_summary_says_what_is_missing(tmp_path: Path) -> None:

@@ -394,19 +394,17 @@ def build(output: Path | None = None, report: Callable[[str], None] = print) -> 
     return output
 
 
-def up_to_date(library: Path, torch_version: str) -> bool:
+def up_to_date(library: Path, torch: ModuleType) -> bool:
     """Whether a library was made from these sources for this torch, with what is asked for now."""
     try:
         record = read_record(library)
     except (OSError, ValueError):
         return False
-    wants_no_cuda = os.environ.get("VASTDET_CUDA") == "0"
-    return (
-        library.exists()
-        and record.torch == torch_version
-        and record.sources == sources_digest()
-        and not (wants_no_cuda and record.cuda_architectures)
-    )
+    if not library.exists() or record.torch != torch.__version__:
+        return False
+    cuda = find_cuda(torch)
+    architectures = () if isinstance(cuda, str) else cuda.architectures
+    return record.sources == sources_digest() and record.cuda_architectures == architectures
 
 
 def summary(library: Path) -> str:
@@ -435,8 +433,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     line_end = "\n" if sys.stdout.isatty() else ""
     try:
-        library = options.output or default_library(find_torch())
-        if options.force or not up_to_date(library, find_torch().__version__):
+        torch = find_torch()
+        library = options.output or default_library(torch)
+        if options.force or not up_to_date(library, torch):
             show_progress("compiling the kernels (a minute or two)")
             build(library, show_progress)
     except BuildError as error:
