@@ -77,6 +77,17 @@ torch.library.register_autograd(
 )
 
 
+def _second_backward(ctx: FunctionCtx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    # Without this, torch would warn and go on with zeros.
+    raise NotImplementedError(
+        "ms_deform_attn has no second derivative; take the first without create_graph=True, or "
+        "call vastdet.layers.ms_deform_attn_reference.ms_deform_attn_reference, which has one"
+    )
+
+
+torch.library.register_autograd("vastdet::ms_deform_attn_backward", _second_backward, lib=_LIBRARY)
+
+
 def _to_autocast(value: Tensor) -> Tensor:
     """The value in the type of autocast where that is on; float64 stays, as torch has it."""
     device = value.device.type
