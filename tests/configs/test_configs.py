@@ -107,8 +107,10 @@ def test_schedule_is_consistent(name: str) -> None:
 
 def class_count(cfg: CfgNode) -> int:
     """The class count of the head that a config uses."""
-    heads = {"RetinaNet": "RETINANET", "ClippedRetinaNet": "RETINANET", "FCOS": "FCOS"}
-    return cfg.MODEL[heads.get(cfg.MODEL.META_ARCHITECTURE, "ROI_HEADS")].NUM_CLASSES
+    name = cfg.MODEL.META_ARCHITECTURE
+    heads = {"GeneralizedRCNN": "ROI_HEADS", "RetinaNet": "RETINANET", "RTDETR": "RT_DETR"}
+    own = re.sub("(?<=[a-z])(?=[A-Z])", "_", name).upper()
+    return cfg.MODEL[heads.get(name.removeprefix("Clipped"), own)].NUM_CLASSES
 
 
 @pytest.mark.parametrize("name", MODELS)
