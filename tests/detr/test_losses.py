@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+from torchvision.ops import sigmoid_focal_loss
+
+from vastdet.detr.losses import FocalLoss
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.5, 1.0)])
+def test_equals_torchvision(alpha: float, gamma: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(2, 3, 7, 11, generator=generator)
+    logits.requires_grad_()
+    labels = torch.randint(-1, 11, (2, 3, 7), generator=generator)
+    present = torch.zeros_like(logits)
+    present[labels >= 0, labels[labels >= 0]] = 1
+    expected = sigmoid_focal_loss(logits, present, alpha, gamma).sum(dim=(1, 2, 3)) / 5
+    loss = FocalLoss(alpha=alpha, gamma=gamma)
+    ours = loss(logits, labels, torch.zeros(2, 3, 7), num_boxes=torch.tensor(5.0))
+    # Measured: 2e-7 of the loss, 6e-8 in the gradient.
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=0)
+    (theirs,) = torch.autograd.grad(expected.sum(), logits, retain_graph=True)
+    (gradient,) = torch.autograd.grad(ours.sum(), logits)
+    torch.testing.assert_close(gradient, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_only_counted_queries_enter() -> None:
+    logits = torch.randn(1, 1, 4, 3)
+    labels = torch.tensor([[[0, -1, 2, -1]]])
+    arguments = (torch.zeros(1, 1, 4),)
+    counted = torch.tensor([[True, True, False, False]])
+    one = torch.tensor(1.0)
+    ours = FocalLoss()(logits, labels, *arguments, num_boxes=one, counted=counted)
+    first = FocalLoss()(logits[:, :, :2], labels[:, :, :2], torch.zeros(1, 1, 2), num_boxes=one)
+    torch.testing.assert_close(ours, first)
+
+
+def test_large_logits_stay_finite() -> None:
+    logits = torch.tensor([[[[200.0, -200.0]]]], requires_grad=True)
+    loss = FocalLoss()(
+        logits, torch.tensor([[[1]]]), torch.zeros(1, 1, 1), num_boxes=torch.tensor(1.0)
+    )
+    loss.sum().backward()
+    assert loss.isfinite().all()
+    assert logits.grad.isfinite().all()
+
+
+def test_no_classes_matched() -> None:
+    logits = torch.zeros(1, 2, 3, 4)
+    labels = torch.full((1, 2, 3), -1)
+    loss = FocalLoss()(logits, labels, torch.zeros(1, 2, 3), num_boxes=torch.tensor(1.0))
+    # 24 logits at probability a half: 0.75 * 0.25 * log 2 each.
+    torch.testing.assert_close(loss, torch.tensor([24 * 0.75 * 0.25 * 0.693147]))
