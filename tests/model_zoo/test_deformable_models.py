@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights under the authors' and detrex's names, from lists of the names in their releases."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from torch import Tensor
+
+from vastdet.model_zoo import get_config
+from vastdet.model_zoo.deformable_models import dino_converter, dino_detrex_converter
+from vastdet.model_zoo.key_map import Converter
+
+LINE = re.compile(r"^(\S+) \(([\d, ]*)\) float32")
+CASES = {
+    "dino_4scale_r50": (dino_converter, "DINO/dino_R_50_4scale_12ep", 91),
+    "dino_detrex_r50": (dino_detrex_converter, "DINO/dino_R_50_4scale_12ep_detrex", 80),
+}
+
+
+@pytest.fixture(params=list(CASES))
+def case(request: pytest.FixtureRequest) -> tuple[str, Converter, str, int]:
+    make, config, num_classes = CASES[request.param]
+    return request.param, make(), config, num_classes
+
+
+def released(folder: Path, name: str, converter: Converter) -> dict[str, Tensor]:
+    """Random tensors under all names of a release; shared ones are equal, as they are there."""
+    listed = folder.parent / "facts" / "state_dicts" / f"{name}.txt"
+    if not listed.is_file():
+        pytest.skip(f"no list of names at {listed}")
+    generator = torch.Generator().manual_seed(0)
+    state_dict = {}
+    for line in listed.read_text("utf-8").splitlines():
+        if found := LINE.match(line):
+            shape = [int(n) for n in found[2].split(",") if n.strip()]
+            state_dict[found[1]] = torch.rand(shape, generator=generator)
+    for pair in converter.pairs:
+        state_dict.update(dict.fromkeys(pair.copies, state_dict[pair.source]))
+    return state_dict
+
+
+def test_every_released_tensor_has_its_place(
+    case: tuple[str, Converter, str, int], shared_data: Path
+) -> None:
+    name, converter, config, num_classes = case
+    state_dict = released(shared_data, name, converter)
+    cfg = get_config(config)
+    cfg.MODEL.DINO.NUM_CLASSES = num_classes
+    with torch.device("meta"):
+        cfg.MODEL.DEVICE = "meta"
+        model = build_model(cfg)
+    converted = converter.to_detectron2(state_dict)
+    expected = {key: value.shape for key, value in model.state_dict().items()}
+    assert {key: value.shape for key, value in converted.items()} == expected
+    back = converter.from_detectron2(converted)
+    assert back.keys() == state_dict.keys()
+    assert all(torch.equal(back[key], value) for key, value in state_dict.items())
+
+
+def test_missing_left_over_and_unequal_copies(shared_data: Path) -> None:
+    converter = dino_converter()
+    state_dict = released(shared_data, "dino_4scale_r50", converter)
+    short = {k: v for k, v in state_dict.items() if k != "transformer.tgt_embed.weight"}
+    with pytest.raises(ValueError, match=r"missing: 1\n +transformer\.tgt_embed\.weight"):
+        converter.to_detectron2(short)
+    with pytest.raises(ValueError, match=r"left over: 1\n +surplus"):
+        converter.to_detectron2({**state_dict, "surplus": torch.zeros(1)})
+    other = {**state_dict, "class_embed.3.bias": torch.zeros(91)}
+    with pytest.raises(ValueError, match=r"class_embed\.0\.bias and class_embed\.3\.bias differ"):
+        converter.to_detectron2(other)
+    # Formats that keep a shared tensor once lose nothing.
+    copies = {copy for pair in converter.pairs for copy in pair.copies}
+    once = {k: v for k, v in state_dict.items() if k not in copies}
+    assert converter.to_detectron2(once).keys() == converter.to_detectron2(state_dict).keys()
