@@ -123,6 +123,7 @@ def test_order_from_config(cfg: CfgNode) -> None:
         ("ZOOM_OUT.MAX_RATIO", 0.5),
         ("ZOOM_IN.PROB", -1.0),
         ("ZOOM_IN.MIN_RATIO", 0.0),
+        ("RESIZE_CROP.PROB", 1.5),
     ],
 )
 def test_values_out_of_range(cfg: CfgNode, key: str, value: float) -> None:
@@ -136,4 +137,70 @@ def test_jitter_needs_colour(cfg: CfgNode) -> None:
     cfg.INPUT.COLOR_JITTER.CONTRAST = 0.2
     cfg.INPUT.FORMAT = "L"
     with pytest.raises(ValueError, match=r"needs images in BGR or RGB, got INPUT\.FORMAT 'L'"):
+        build_augmentations(cfg, True)
+
+
+def resize_crop_config(cfg: CfgNode, sizes: tuple[int, ...], crop: tuple[int, ...]) -> None:
+    cfg.INPUT.RESIZE_CROP.PROB = 1.0
+    cfg.INPUT.RESIZE_CROP.MIN_SIZES = sizes
+    cfg.INPUT.RESIZE_CROP.CROP_SIZES = crop
+
+
+def test_resize_crop_comes_before_crop_and_resize(cfg: CfgNode) -> None:
+    assert "RandomApply" not in [type(a).__name__ for a in build_augmentations(cfg, True)]
+    resize_crop_config(cfg, (40,), (20, 30))
+    cfg.INPUT.CROP.ENABLED = True
+    expected = ["AugmentationList", "RandomCrop", "ResizeShortestEdge", "RandomFlip"]
+    assert kinds(build_augmentations(cfg, True)) == expected
+    assert kinds(build_augmentations(cfg, False)) == ["ResizeShortestEdge"]
+
+
+def test_resize_crop_cuts_sides_within_the_range(cfg: CfgNode, photograph: np.ndarray) -> None:
+    resize_crop_config(cfg, (40, 60), (20, 30))
+    augmentation = build_augmentations(cfg, True)[0]
+    seed_all_rng(0)
+    sides = set()
+    for _ in range(40):
+        inputs = T.AugInput(photograph)
+        augmentation(inputs)
+        sides |= set(inputs.image.shape[:2])
+    assert min(sides) >= 20
+    assert max(sides) <= 30
+    assert len(sides) > 5
+
+
+def test_resize_crop_of_an_image_smaller_than_the_crop(cfg: CfgNode) -> None:
+    resize_crop_config(cfg, (8,), (20, 30))
+    inputs = T.AugInput(np.zeros((16, 32, 3), np.uint8))
+    build_augmentations(cfg, True)[0](inputs)
+    height, width = inputs.image.shape[:2]
+    # After the resize it is 8 x 16: nothing is cut, nothing padded.
+    assert (height, width) == (8, 16)
+
+
+def test_resize_crop_moves_boxes_with_the_pixels(cfg: CfgNode) -> None:
+    image = np.zeros((100, 160, 3), np.uint8)
+    image[30:70, 50:110] = 200
+    resize_crop_config(cfg, (50,), (30, 45))
+    augmentation = build_augmentations(cfg, True)[0]
+    seed_all_rng(1)
+    seen = 0
+    for _ in range(20):
+        inputs = T.AugInput(image, boxes=np.array([[50.0, 30, 110, 70]]))
+        augmentation(inputs)
+        rows, columns = np.nonzero(inputs.image[..., 0] > 100)
+        if len(rows) == 0:
+            continue
+        height, width = inputs.image.shape[:2]
+        box = np.clip(inputs.boxes[0], 0, [width, height, width, height])
+        marked = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert np.abs(box - marked).max() <= 1
+        seen += 1
+    assert seen > 10
+
+
+@pytest.mark.parametrize("crop", [(384,), (600, 384), (0, 10)])
+def test_resize_crop_needs_two_ascending_sizes(cfg: CfgNode, crop: tuple[int, ...]) -> None:
+    resize_crop_config(cfg, (400,), crop)
+    with pytest.raises(ValueError, match=r"INPUT\.RESIZE_CROP\.CROP_SIZES is .*; expected the"):
         build_augmentations(cfg, True)
