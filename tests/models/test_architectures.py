@@ -4,7 +4,6 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,17 +106,6 @@ def dino(cfg: CfgNode) -> None:
     node.DENOISING.NUM_QUERIES = 10
 
 
-def deformable_detr(cfg: CfgNode, variant: str) -> None:
-    dino(cfg)
-    cfg.MODEL.META_ARCHITECTURE = "DeformableDETR"
-    node = cfg.MODEL.DEFORMABLE_DETR
-    node.VARIANT = variant
-    node.NUM_CLASSES = NUM_CLASSES
-    node.EMBED_DIM, node.NUM_HEADS, node.FEEDFORWARD_DIM = 64, 4, 64
-    node.NUM_ENCODER_LAYERS, node.NUM_DECODER_LAYERS = 1, 2
-    node.NUM_QUERIES, node.DROPOUT = 20, 0.0
-
-
 def cascade_rcnn(cfg: CfgNode) -> None:
     faster_rcnn_fpn(cfg)
     cfg.MODEL.ROI_HEADS.NAME = "CascadeROIHeads"
@@ -148,15 +136,6 @@ ARCHITECTURES = [
     Architecture("FCOS-P7", fcos_p7),
     Architecture("RetinaNet", retinanet),
     Architecture("DINO", dino, padding_invariant=True, learning_rate=0.005),
-    *(
-        Architecture(
-            f"Deformable DETR {variant}",
-            partial(deformable_detr, variant=variant),
-            padding_invariant=True,
-            learning_rate=0.005,
-        )
-        for variant in ("plain", "refined", "two_stage")
-    ),
     Architecture("Faster R-CNN FPN", faster_rcnn_fpn),
     # Batch norm of two images makes its first steps rough.
     Architecture("Faster R-CNN C4", faster_rcnn_c4, steps=16),
