@@ -150,6 +150,7 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     _check_range("ZOOM_IN.PROB", zoom_in.PROB, 0.0, 1.0)
     _check_range("ZOOM_IN.MIN_RATIO", zoom_in.MIN_RATIO, 0.01, 1.0)
     _check_range("ZOOM_OUT.PROB", zoom_out.PROB, 0.0, 1.0)
+    _check_range("RESIZE_CROP.PROB", cfg.INPUT.RESIZE_CROP.PROB, 0.0, 1.0)
     augmentations: list[T.Augmentation] = []
     if zoom_in.PROB > 0:
         crop = T.RandomCrop("relative_range", [zoom_in.MIN_RATIO, zoom_in.MIN_RATIO])
@@ -174,10 +175,9 @@ def resize_crop(cfg: CfgNode) -> T.Augmentation:
     """INPUT.RESIZE_CROP: with its probability, resize and then cut.
 
     Raises:
-        ValueError: the probability is out of range, or there are no two ascending crop sizes.
+        ValueError: there are no two ascending crop sizes.
     """
     node = cfg.INPUT.RESIZE_CROP
-    _check_range("RESIZE_CROP.PROB", node.PROB, 0.0, 1.0)
     if len(node.CROP_SIZES) != 2 or not 0 < node.CROP_SIZES[0] <= node.CROP_SIZES[1]:
         raise ValueError(
             f"INPUT.RESIZE_CROP.CROP_SIZES is {node.CROP_SIZES}; expected the smallest and the "
