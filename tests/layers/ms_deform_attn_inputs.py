@@ -30,8 +30,9 @@ def make(
     levels: Sequence[tuple[int, int]] = LEVELS,
     points: Sequence[int] = POINTS,
     dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[int]]:
-    """Arguments of the operator; a part of the locations is outside."""
+    """Arguments of the operator, the same on all devices; a part of the locations is outside."""
     generator = torch.Generator().manual_seed(0)
     shapes = torch.tensor(levels)
     areas = shapes.prod(dim=1)
@@ -41,7 +42,8 @@ def make(
     locations = torch.rand(*samples, 2, generator=generator) * 1.4 - 0.2
     weights = torch.rand(samples, generator=generator)
     starts = areas.cumsum(0) - areas
-    return value.to(dtype), shapes, starts, locations.to(kind), weights.to(kind), list(points)
+    tensors = (value.to(dtype), shapes, starts, locations.to(kind), weights.to(kind))
+    return *(x.to(device) for x in tensors), list(points)
 
 
 def gradients(
@@ -55,7 +57,20 @@ def gradients(
     return torch.autograd.grad(function(*inputs), wanted, grad_output)
 
 
-def module_and_inputs(queries: int = 5) -> tuple[MultiScaleDeformableAttention, tuple]:
+def in_float64(arguments: Sequence) -> tuple:
+    """The same numbers in float64, on the CPU, where the expected results are computed."""
+    moved = (x.cpu() if isinstance(x, Tensor) else x for x in arguments)
+    return tuple(x.double() if i in DIFFERENTIABLE else x for i, x in enumerate(moved))
+
+
+def largest(difference: Tensor) -> float:
+    """The largest magnitude of a tensor, 0 where it has no element."""
+    return float(difference.abs().max()) if difference.numel() else 0.0
+
+
+def module_and_inputs(
+    queries: int = 5, device: str = "cpu"
+) -> tuple[MultiScaleDeformableAttention, tuple]:
     """A small module whose offsets depend on the query, and its inputs about points."""
     torch.manual_seed(0)
     module = MultiScaleDeformableAttention(32, num_heads=4, num_levels=3, num_points=POINTS)
@@ -63,4 +78,5 @@ def module_and_inputs(queries: int = 5) -> tuple[MultiScaleDeformableAttention, 
     torch.nn.init.normal_(module.attention_weights.weight)
     _, shapes, starts, *_ = make()
     query, value = torch.randn(2, queries, 32), torch.randn(2, 48, 32)
-    return module, (query, value, torch.rand(2, queries, 1, 2), shapes, starts)
+    inputs = (query, value, torch.rand(2, queries, 1, 2), shapes, starts)
+    return module.to(device), tuple(x.to(device) for x in inputs)

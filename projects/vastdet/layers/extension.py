@@ -109,23 +109,16 @@ def extension_info() -> ExtensionInfo:
     )
 
 
-# Constant within a process, so that torch.compile takes the answer and does not trace into this.
-@torch.compiler.assume_constant_result
-def has_kernel(device_type: str) -> bool:
-    """Whether the operators have a compiled kernel for a device; warns once where they do not."""
-    if device_type == "meta":
-        return True
+def warn_of_missing_kernel(device_type: str) -> None:
+    """Log why the operators run in plain PyTorch on a device, each reason once a process."""
     loaded = load()
     if loaded.record is None:
         missing = loaded.reason
-    elif device_type == "cpu" or (device_type == "cuda" and loaded.record.cuda_architectures):
-        return True
-    elif device_type == "cuda":
+    elif device_type == "cuda" and not loaded.record.cuda_architectures:
         missing = f"there is no CUDA kernel ({loaded.record.cuda_reason}). Build it with: {COMMAND}"
     else:
         missing = f"there is no kernel for devices of type {device_type}"
     warn_once(f"multi-scale deformable attention runs in plain PyTorch, which is slow: {missing}")
-    return False
 
 
 @functools.cache

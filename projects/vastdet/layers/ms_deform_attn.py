@@ -17,6 +17,7 @@ from vastdet.layers import extension
 from vastdet.layers.ms_deform_attn_reference import (
     accumulation_dtype,
     ms_deform_attn_reference,
+    ms_deform_attn_reference_backward,
 )
 
 # The operators are defined here, so that they exist where the compiled kernels do not.
@@ -57,6 +58,23 @@ def _fake_backward(
     inputs = (value, sampling_locations, attention_weights)
     grad_value, grad_locations, grad_weights = (x.new_empty(x.shape) for x in inputs)
     return grad_value, grad_locations, grad_weights
+
+
+def _plain_forward(value: Tensor, *arguments: Tensor | Sequence[int]) -> Tensor:
+    extension.warn_of_missing_kernel(value.device.type)
+    return ms_deform_attn_reference(value, *arguments)
+
+
+def _plain_backward(
+    grad_output: Tensor, *arguments: Tensor | Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    return ms_deform_attn_reference_backward(grad_output, *arguments)
+
+
+# For every device without a compiled kernel: the operators stay whole in compiled and exported
+# graphs, whatever computes them.
+_LIBRARY.impl("ms_deform_attn", _plain_forward, "CompositeExplicitAutograd")
+_LIBRARY.impl("ms_deform_attn_backward", _plain_backward, "CompositeExplicitAutograd")
 
 
 def _save_inputs(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
@@ -121,7 +139,8 @@ def ms_deform_attn(
     Coordinates, weights and sums are float32, or float64 for float64 values, whatever the type of
     `value`. A location whose cell coordinate, location * size - 0.5, is not within (-1, size), or
     is NaN, samples zero and gets no gradient. Runs in plain PyTorch where the compiled kernel is
-    missing, and says so once. Under autocast, `value` alone takes autocast's type.
+    missing, and says so once. Under autocast on the CPU and on CUDA, `value` alone takes
+    autocast's type.
 
     Args:
         value: (B, S, H, D), float32, float64, bfloat16 or float16.
@@ -153,16 +172,14 @@ def ms_deform_attn(
     _check(value, spatial_shapes, level_start_index, num_points)
     _check_samples(value, sampling_locations, attention_weights, num_points)
     dtype = accumulation_dtype(value.dtype)
-    arguments = (
+    return torch.ops.vastdet.ms_deform_attn(
+        value,
         spatial_shapes,
         level_start_index,
         sampling_locations.to(dtype),
         attention_weights.to(dtype),
         num_points,
     )
-    if extension.has_kernel(value.device.type):
-        return torch.ops.vastdet.ms_deform_attn(value, *arguments)
-    return ms_deform_attn_reference(_to_autocast(value), *arguments)
 
 
 def _check(

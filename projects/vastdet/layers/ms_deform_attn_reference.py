@@ -5,7 +5,8 @@ B images, L levels of (height, width) cells, S cells of all levels, Q queries, H
 a head, T samples of a (query, head), level by level.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +38,56 @@ def check_levels(sizes: Sequence[Sequence[int]], starts: Sequence[int], num_cell
         )
 
 
+class _Level(NamedTuple):
+    """What belongs to one level; N is B * H."""
+
+    cells: slice  # of S
+    samples: slice  # of T
+    maps: Tensor  # (N, D, height, width)
+    grid: Tensor  # (N, Q, P, 2), as grid_sample counts places
+    inside: Tensor  # (N, Q, P, 1)
+
+
+def _levels(
+    cells: Tensor,
+    locations: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    num_points: Sequence[int],
+) -> Iterator[_Level]:
+    """The levels that have samples, of cells (N, S, D) and locations (N, Q, T, 2)."""
+    sizes, starts = spatial_shapes.tolist(), level_start_index.tolist()
+    check_levels(sizes, starts, cells.shape[1])
+    first = 0
+    for (height, width), start, count in zip(sizes, starts, num_points, strict=True):
+        of_level = slice(start, start + height * width)
+        samples = slice(first, first + count)
+        first += count
+        # Neither grid_sample nor its backward takes empty tensors.
+        if count and cells.numel() and locations.numel():
+            maps = cells[:, of_level].transpose(1, 2).unflatten(2, (height, width))
+            yield _Level(of_level, samples, maps, *_grid(locations[:, :, samples], height, width))
+
+
+def _grid(locations: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Locations (N, Q, P, 2) as grid_sample counts them, and which are inside: (N, Q, P, 1)."""
+    size = locations.new_tensor([width, height])
+    coordinates = locations.detach() * size - 0.5
+    inside = ((coordinates > -1) & (coordinates < size)).all(dim=-1, keepdim=True)
+    return torch.where(inside, 2 * locations - 1, _OUTSIDE), inside
+
+
+def _heads_first(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B * H, X, ...) in `dtype` from (B, X, H, ...)."""
+    return tensor.to(dtype).transpose(1, 2).flatten(0, 1)
+
+
+def _heads_last(tensor: Tensor, like: Tensor) -> Tensor:
+    """(B, X, H, ...) from (B * H, X, ...), contiguous, in the type of `like`."""
+    batch, _, heads = like.shape[:3]
+    return tensor.to(like.dtype).unflatten(0, (batch, heads)).transpose(1, 2).contiguous()
+
+
 def ms_deform_attn_reference(
     value: Tensor,
     spatial_shapes: Tensor,
@@ -64,36 +115,76 @@ def ms_deform_attn_reference(
     Raises:
         ValueError: the levels do not make up the S cells.
     """
-    batch, num_cells, heads, channels = value.shape
+    batch, _, heads, channels = value.shape
     queries = sampling_locations.shape[1]
     dtype = accumulation_dtype(value.dtype)
-    sizes, starts = spatial_shapes.tolist(), level_start_index.tolist()
-    check_levels(sizes, starts, num_cells)
     with torch.autocast(value.device.type, enabled=False):
-        # (B * H, S, D), (B * H, Q, T, 2) and (B * H, Q, T)
-        cells = value.to(dtype).transpose(1, 2).flatten(0, 1)
-        locations = sampling_locations.to(dtype).transpose(1, 2).flatten(0, 1)
-        weights = attention_weights.to(dtype).transpose(1, 2).flatten(0, 1)
+        cells = _heads_first(value, dtype)
+        locations = _heads_first(sampling_locations, dtype)
+        weights = _heads_first(attention_weights, dtype)
         # A zero that depends on all inputs, so that they get gradients without samples too.
         zero = cells[:0].sum() + locations[:0].sum() + weights[:0].sum()
         output = zero.expand(batch * heads, channels, queries)
-        first = 0
-        for (height, width), start, count in zip(sizes, starts, num_points, strict=True):
-            if count and output.numel():
-                samples = slice(first, first + count)
-                level = cells[:, start : start + height * width]
-                level = level.transpose(1, 2).unflatten(2, (height, width))
-                sampled = _sample(level, locations[:, :, samples])
-                output = output + (sampled * weights[:, None, :, samples]).sum(dim=-1)
-            first += count
+        for level in _levels(cells, locations, spatial_shapes, level_start_index, num_points):
+            sampled = _sample(level)
+            output = output + (sampled * weights[:, None, :, level.samples]).sum(dim=-1)
         output = output.reshape(batch, heads * channels, queries).transpose(1, 2)
         return output.to(value.dtype).contiguous()
 
 
-def _sample(level: Tensor, locations: Tensor) -> Tensor:
-    """Bilinear samples (N, D, Q, P) of maps (N, D, height, width) at locations (N, Q, P, 2)."""
-    size = locations.new_tensor([level.shape[-1], level.shape[-2]])
-    coordinates = locations.detach() * size - 0.5
-    inside = ((coordinates > -1) & (coordinates < size)).all(dim=-1, keepdim=True)
-    grid = torch.where(inside, 2 * locations - 1, _OUTSIDE)
-    return F.grid_sample(level, grid, padding_mode="zeros", align_corners=False)
+def ms_deform_attn_reference_backward(
+    grad_output: Tensor,
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    num_points: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `ms_deform_attn_reference`, written out: it works where autograd is off.
+
+    Args:
+        grad_output: (B, Q, H * D), the gradient of the output.
+        value: (B, S, H, D), as in the forward pass; so are the others.
+        spatial_shapes: (L, 2).
+        level_start_index: (L,).
+        sampling_locations: (B, Q, H, T, 2).
+        attention_weights: (B, Q, H, T).
+        num_points: samples of each level.
+
+    Returns:
+        Gradients of `value`, `sampling_locations` and `attention_weights`, in their types.
+
+    Raises:
+        ValueError: the levels do not make up the S cells.
+    """
+    dtype = accumulation_dtype(value.dtype)
+    with torch.autocast(value.device.type, enabled=False):
+        cells = _heads_first(value, dtype)
+        locations = _heads_first(sampling_locations, dtype)
+        weights = _heads_first(attention_weights, dtype)
+        # (N, D, Q, 1)
+        grad = _heads_first(grad_output.unflatten(-1, value.shape[2:]), dtype)
+        grad = grad.transpose(1, 2)[..., None]
+        grads = grad_cells, grad_locations, grad_weights = [
+            x.new_zeros(x.shape) for x in (cells, locations, weights)
+        ]
+        for level in _levels(cells, locations, spatial_shapes, level_start_index, num_points):
+            grad_weights[:, :, level.samples] = (_sample(level) * grad).sum(dim=1)
+            # The codes of bilinear sampling, of zeros outside, and of corners that are not aligned.
+            grad_maps, grad_grid = torch.ops.aten.grid_sampler_2d_backward(
+                grad * weights[:, None, :, level.samples],
+                *(level.maps, level.grid, 0, 0, False, (True, True)),
+            )
+            grad_cells[:, level.cells] = grad_maps.flatten(2).transpose(1, 2)
+            grad_locations[:, :, level.samples] = torch.where(level.inside, 2 * grad_grid, 0)
+        inputs = (value, sampling_locations, attention_weights)
+        grad_value, grad_locations, grad_weights = (
+            _heads_last(g, x) for g, x in zip(grads, inputs, strict=True)
+        )
+        return grad_value, grad_locations, grad_weights
+
+
+def _sample(level: _Level) -> Tensor:
+    """Bilinear samples (N, D, Q, P)."""
+    return F.grid_sample(level.maps, level.grid, padding_mode="zeros", align_corners=False)
