@@ -2,6 +2,7 @@
 """Prediction heads of set-prediction detectors. C channels, K classes."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -28,3 +29,8 @@ def box_head(embed_dim: int) -> MLP:
         head.layers[-1].weight.zero_()
         head.layers[-1].bias.zero_()
     return head
+
+
+def per_layer(make: Callable[[], nn.Module], num_layers: int, *, shared: bool) -> list[nn.Module]:
+    """One module for all layers, or one for each."""
+    return [make() for _ in range(1 if shared else num_layers)]

@@ -163,8 +163,10 @@ def detrex_neck_pairs(num_maps: int, num_levels: int) -> list[Pair]:
 def selection_pairs() -> list[Pair]:
     """The linear layer and norm before the proposals."""
     return [
-        *weight_and_bias("transformer.enc_output", "transformer.selection.output"),
-        *weight_and_bias("transformer.enc_output_norm", "transformer.selection.output_norm"),
+        *weight_and_bias("transformer.enc_output", "transformer.query_source.selection.output"),
+        *weight_and_bias(
+            "transformer.enc_output_norm", "transformer.query_source.selection.output_norm"
+        ),
     ]
 
 
@@ -176,19 +178,21 @@ def detectron2_resnet_pairs(depth: int) -> list[Pair]:
 def dino_transformer_pairs(num_encoder: int, num_decoder: int, *, num_levels: int) -> list[Pair]:
     """All but the backbone of DINO in the authors' code."""
     return [
-        Pair("transformer.level_embed", "transformer.level_embedding"),
-        Pair("transformer.tgt_embed.weight", "transformer.query_content.weight"),
+        Pair("transformer.level_embed", "transformer.to_tokens.level_embedding"),
+        Pair("transformer.tgt_embed.weight", "transformer.query_source.content.weight"),
         Pair("label_enc.weight", "transformer.denoising.label_embedding.weight"),
         *original_neck_pairs(num_levels),
         *stack_pairs(ORIGINAL, num_encoder, num_decoder),
         *selection_pairs(),
         *weight_and_bias(
             "transformer.enc_out_class_embed",
-            "transformer.selection.class_head",
+            "transformer.query_source.selection.class_head",
             classes=(1, 1),
         ),
         *mlp_pairs(
-            "transformer.enc_out_bbox_embed", "transformer.selection.box_head", NUM_BOX_LAYERS
+            "transformer.enc_out_bbox_embed",
+            "transformer.query_source.selection.box_head",
+            NUM_BOX_LAYERS,
         ),
         *dino_decoder_pairs(),
         *decoder_head_pairs(num_decoder, shared=True),
@@ -232,8 +236,8 @@ def dino_detrex_converter() -> Converter:
         config="DINO/dino_R_50_4scale_12ep_detrex.yaml",
         pairs=(
             *detectron2_resnet_pairs(50),
-            Pair("transformer.level_embeds", "transformer.level_embedding"),
-            Pair("transformer.tgt_embed.weight", "transformer.query_content.weight"),
+            Pair("transformer.level_embeds", "transformer.to_tokens.level_embedding"),
+            Pair("transformer.tgt_embed.weight", "transformer.query_source.content.weight"),
             Pair(
                 "label_enc.weight",
                 "transformer.denoising.label_embedding.weight",
@@ -242,8 +246,10 @@ def dino_detrex_converter() -> Converter:
             *detrex_neck_pairs(3, 4),
             *stack_pairs(DETREX, num_layers, num_layers),
             *selection_pairs(),
-            *head_pairs("class_embed", [num_layers], "transformer.selection.class_head"),
-            *head_pairs("bbox_embed", [num_layers], "transformer.selection.box_head"),
+            *head_pairs(
+                "class_embed", [num_layers], "transformer.query_source.selection.class_head"
+            ),
+            *head_pairs("bbox_embed", [num_layers], "transformer.query_source.selection.box_head"),
             *dino_decoder_pairs(),
             *decoder_head_pairs(num_layers, shared=False),
         ),

@@ -10,21 +10,18 @@ from torch import nn
 
 from vastdet.detr.criterion import LossWeights, SetCriterion
 from vastdet.detr.decoder import Decoder
-from vastdet.detr.deformable import (
-    TwoStageTransformer,
-    deformable_decoder_layer,
-    deformable_encoder,
-    per_layer,
-)
+from vastdet.detr.deformable import deformable_decoder_layer, deformable_encoder
 from vastdet.detr.denoising import ContrastiveDenoising
-from vastdet.detr.heads import box_head, class_head
+from vastdet.detr.heads import box_head, class_head, per_layer
 from vastdet.detr.losses import FocalLoss
 from vastdet.detr.matcher import HungarianMatcher
 from vastdet.detr.neck import ChannelMapper
 from vastdet.detr.query_position import BoxPosition
 from vastdet.detr.query_selection import TokenSelection
+from vastdet.detr.query_source import MixedQueries
 from vastdet.detr.refinement import LookForwardTwice
 from vastdet.detr.set_detector import SetDetector
+from vastdet.detr.transformer import LevelsToTokens, SetTransformer
 from vastdet.layers.positions import SinePositionEncoding
 
 # Bounds the logits of boxes, and is added to the divisors of GIoU, in the authors' code.
@@ -63,7 +60,7 @@ class DINO(SetDetector):
         }
 
 
-def build_transformer(node: CfgNode) -> TwoStageTransformer:
+def build_transformer(node: CfgNode) -> SetTransformer:
     """Encoder, query selection, denoising and decoder of `MODEL.DINO`."""
     width, num_layers = node.EMBED_DIM, node.NUM_DECODER_LAYERS
     attention = {
@@ -86,16 +83,20 @@ def build_transformer(node: CfgNode) -> TwoStageTransformer:
             box_noise=node.DENOISING.BOX_NOISE,
             eps=LOGIT_EPS,
         )
-    return TwoStageTransformer(
-        embed_dim=width,
-        num_levels=node.NUM_LEVELS,
-        num_queries=node.NUM_QUERIES,
-        position_encoding=SinePositionEncoding(
-            width, temperature=node.POSITION_TEMPERATURE, offset=node.POSITION_OFFSET
+    return SetTransformer(
+        to_tokens=LevelsToTokens(
+            SinePositionEncoding(
+                width, temperature=node.POSITION_TEMPERATURE, offset=node.POSITION_OFFSET
+            ),
+            embed_dim=width,
+            num_levels=node.NUM_LEVELS,
         ),
         encoder=deformable_encoder(node.NUM_ENCODER_LAYERS, **attention),
-        selection=TokenSelection(
-            width, node.NUM_QUERIES, class_head=new_class_head(), box_head=new_box_head()
+        query_source=MixedQueries(
+            TokenSelection(
+                width, node.NUM_QUERIES, class_head=new_class_head(), box_head=new_box_head()
+            ),
+            width,
         ),
         denoising=denoising,
         decoder=Decoder(
