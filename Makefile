@@ -10,7 +10,7 @@ JOBS ?= 2
 KERNELS := $(wildcard projects/vastdet/layers/build.py projects/vastdet/layers/csrc/*/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format types check-cuda ci clean
+.PHONY: help setup demo test test-fast lint format types check-cpp check-cuda ci clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,10 +38,13 @@ format: $(READY)  ## format the code and mend what can be mended
 types: $(READY)  ## check the types of the package
 	@$(BIN)/mypy
 
+check-cpp: $(READY)  ## read the C++ sources with warnings as errors
+	@bash tools/check_cpp_sources.sh
+
 check-cuda: $(READY)  ## compile the CUDA sources for sm_80 and sm_90, where there is nvcc
 	@bash tools/check_cuda_sources.sh
 
-ci: lint types check-cuda test  ## what .ci/run runs
+ci: lint types check-cpp check-cuda test  ## what .ci/run runs
 
 clean:  ## remove build products; keeps .venv and output
 	@rm -rf build dist projects/*.egg-info .pytest_cache .mypy_cache .ruff_cache
