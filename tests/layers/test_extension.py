@@ -25,8 +25,12 @@ RECORD = build.BuildRecord(
 
 
 def run_build(python: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    return run(python, str(BUILD), *arguments, **environment)
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [python, str(BUILD), *arguments],
+        command,
         capture_output=True,
         text=True,
         check=False,
@@ -41,13 +45,28 @@ def write_library(folder: Path, record: str) -> Path:
     return library
 
 
-def test_missing_torch_is_one_message(tmp_path: Path) -> None:
-    venv.create(tmp_path / "bare", with_pip=False, symlinks=True)
-    result = run_build(str(tmp_path / "bare/bin/python"))
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An interpreter without torch."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, with_pip=False, symlinks=True)
+    return str(folder / "bin/python")
+
+
+# As setup.py loads it, by its path, and as users run it.
+@pytest.mark.parametrize("program", [(str(BUILD),), tuple(build.COMMAND.split()[1:])])
+def test_missing_torch_is_one_message(bare: str, program: tuple[str, ...]) -> None:
+    result = run(bare, *program, PYTHONPATH=str(BUILD.parents[2]))
     assert result.returncode == 1
-    assert "PyTorch is not installed" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert f"PyTorch is not installed for {bare}" in result.stderr
     assert f"Install torch, then run: {build.COMMAND}" in result.stderr
-    assert "Traceback" not in result.stderr
+
+
+def test_importing_without_torch_says_what_is_missing(bare: str) -> None:
+    result = run(bare, "-c", "import vastdet", PYTHONPATH=str(BUILD.parents[2]))
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith(f"ModuleNotFoundError: PyTorch is not installed for {bare}")
 
 
 def test_missing_compiler_is_one_message(tmp_path: Path) -> None:
