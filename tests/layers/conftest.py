@@ -5,21 +5,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from tests.layers.ms_deform_attn_inputs import CUDA_MARKS
 
 from vastdet.layers import extension, extension_info
 from vastdet.layers.ms_deform_attn import _plain_backward, _plain_forward
 
 COMPILED = extension_info().library is not None
-ON_CUDA = pytest.param(
-    "cuda",
-    marks=[
-        pytest.mark.cuda,
-        pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
-        pytest.mark.skipif(
-            not extension_info().cuda_architectures, reason="the CUDA kernel is not built"
-        ),
-    ],
-)
+ON_CUDA = pytest.param("cuda", marks=CUDA_MARKS)
 VARIANTS = torch.ops.vastdet.cpu_variants() if COMPILED else []
 
 
@@ -42,6 +34,12 @@ def device(request: pytest.FixtureRequest) -> str:
     if request.param == "plain":
         request.getfixturevalue("plain_pytorch")
     return "cuda" if request.param == "cuda" else "cpu"
+
+
+@pytest.fixture(params=[*(["cpu"] if COMPILED else []), ON_CUDA])
+def compiled_device(request: pytest.FixtureRequest) -> str:
+    """The devices that have a compiled kernel."""
+    return request.param
 
 
 @pytest.fixture(params=[*VARIANTS, "plain", ON_CUDA])

@@ -17,6 +17,16 @@ from vastdet.layers.ms_deform_attn_reference import accumulation_dtype
 needs_kernel = pytest.mark.skipif(
     extension_info().library is None, reason="the kernels are not built"
 )
+# For tests that run on a device; some of the suite has tests for every device (conftest.py).
+CUDA_MARKS = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+    pytest.mark.skipif(
+        not extension_info().cuda_architectures, reason="the CUDA kernel is not built"
+    ),
+]
+# What may differ between two runs, relative to the largest element: CUDA adds in any order.
+ORDER = {"cpu": 0.0, "cuda": 1e-5}
 LEVELS = [(7, 5), (3, 4), (1, 1)]
 POINTS = [4, 0, 3]
 DIFFERENTIABLE = (0, 3, 4)
@@ -63,9 +73,14 @@ def in_float64(arguments: Sequence) -> tuple:
     return tuple(x.double() if i in DIFFERENTIABLE else x for i, x in enumerate(moved))
 
 
+def assert_near(got: Tensor, expected: Tensor, bound: float) -> None:
+    """The difference is at most `bound`, relative to the largest element."""
+    assert largest(got.cpu() - expected.cpu()) <= bound * largest(expected)
+
+
 def largest(difference: Tensor) -> float:
     """The largest magnitude of a tensor, 0 where it has no element."""
-    return float(difference.abs().max()) if difference.numel() else 0.0
+    return float(difference.detach().abs().max()) if difference.numel() else 0.0
 
 
 def module_and_inputs(

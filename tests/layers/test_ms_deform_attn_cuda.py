@@ -1,20 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA operator on a device: against the CPU operator. Not yet run anywhere."""
+"""What only a CUDA device has; tests of all devices are beside this file. Not yet run anywhere."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from tests.layers.ms_deform_attn_inputs import CUDA_MARKS, assert_near, make
 
-from vastdet.layers import extension_info, ms_deform_attn
+from vastdet.layers import ms_deform_attn
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
-    pytest.mark.skipif(
-        not extension_info().cuda_architectures, reason="the CUDA kernel is not built"
-    ),
-]
+pytestmark = CUDA_MARKS
 TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 TOLERANCE = {
     torch.float32: 1e-5,
@@ -55,8 +50,7 @@ def results(tensors: list[torch.Tensor], device: str) -> list[torch.Tensor]:
 def test_equals_the_cpu(dtype: torch.dtype, D: int) -> None:
     tensors = inputs(dtype, D=D)
     for got, expected in zip(results(tensors, "cuda"), results(tensors, "cpu"), strict=True):
-        scale = expected.double().abs().max()
-        assert (got.cpu().double() - expected.double()).abs().max() <= TOLERANCE[dtype] * scale
+        assert_near(got.double(), expected.double(), TOLERANCE[dtype])
 
 
 @pytest.mark.usefixtures("deterministic")
@@ -70,12 +64,45 @@ def test_deterministic_gradients_repeat(dtype: torch.dtype) -> None:
 def test_large_shapes_equal_the_cpu() -> None:
     tensors = inputs(torch.float32, Q=20_000)
     for got, expected in zip(results(tensors, "cuda"), results(tensors, "cpu"), strict=True):
-        assert (got.cpu() - expected).abs().max() <= 1e-4 * expected.abs().max()
+        assert_near(got, expected, 1e-4)
 
 
-def test_no_queries_and_no_images() -> None:
-    for sizes in ({"B": 0}, {"Q": 0}):
-        assert all(not t.any() for t in results(inputs(torch.float32, **sizes), "cuda"))
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one CUDA device")
+def test_runs_on_a_device_that_is_not_the_current_one() -> None:
+    tensors = inputs(torch.float32)
+    assert torch.cuda.current_device() == 0
+    for got, expected in zip(results(tensors, "cuda:1"), results(tensors, "cpu"), strict=True):
+        assert got.device == torch.device("cuda:1")
+        assert_near(got, expected, TOLERANCE[torch.float32])
+
+
+def test_levels_on_another_device_are_an_error() -> None:
+    for index in (1, 2):
+        tensors = [t.detach().cuda() for t in inputs(torch.float32)]
+        tensors[index] = tensors[index].cpu()
+        with pytest.raises(ValueError, match="must be int64 on cuda:0, as value is"):
+            ms_deform_attn(*tensors)
+
+
+def test_too_many_levels_are_an_error() -> None:
+    arguments = make(levels=[(1, 1)] * 257, points=[1] * 257, device="cuda")
+    with pytest.raises(ValueError, match="257 levels, the CUDA kernel takes up to 256"):
+        ms_deform_attn(*arguments)
+
+
+@pytest.fixture
+def no_waiting() -> Iterator[Callable[[], None]]:
+    """A function from whose call on waiting for the device is an error."""
+    yield lambda: torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def test_nothing_waits_for_the_device(no_waiting: Callable[[], None]) -> None:
+    tensors = [t.detach().cuda().requires_grad_(t.requires_grad) for t in inputs(torch.float32)]
+    leaves = [t for t in tensors if t.requires_grad]
+    no_waiting()
+    output = ms_deform_attn(*tensors)
+    torch.autograd.grad(output, leaves, torch.ones_like(output))
 
 
 def test_runs_on_the_current_stream() -> None:

@@ -36,9 +36,9 @@ def test_initial_offsets_look_around() -> None:
     torch.testing.assert_close(module.weigh(torch.randn(1, 1, 16)), torch.full((1, 1, 4, 4), 0.25))
 
 
-def test_padding_counts_as_zero() -> None:
-    module, (query, value, *rest) = module_and_inputs()
-    mask = torch.rand(2, 48) > 0.5
+def test_padding_counts_as_zero(device: str) -> None:
+    module, (query, value, *rest) = module_and_inputs(device=device)
+    mask = torch.rand(2, 48, device=device) > 0.5
     other = torch.where(mask[..., None], math.nan, value)
     torch.testing.assert_close(module(query, value, *rest, mask), module(query, other, *rest, mask))
 
@@ -53,7 +53,7 @@ def test_the_module_explains_wrong_arguments() -> None:
         module(query, value, torch.rand(2, 5, 1, 3), *rest)
 
 
-def test_equals_the_module_of_transformers() -> None:
+def test_equals_the_module_of_transformers(device: str) -> None:
     pytest.importorskip("transformers")
     from transformers import DeformableDetrConfig
     from transformers.models.deformable_detr import modeling_deformable_detr
@@ -66,11 +66,12 @@ def test_equals_the_module_of_transformers() -> None:
     torch.nn.init.normal_(module.sampling_offsets.weight)
     torch.nn.init.normal_(module.attention_weights.weight)
     other.load_state_dict(module.state_dict())
-    query, value = torch.randn(2, 5, 32), torch.randn(2, 48, 32)
-    _, shapes, starts, *_ = make()
-    mask = torch.rand(2, 48) > 0.7
+    module.to(device), other.to(device)
+    query, value = torch.randn(2, 5, 32, device=device), torch.randn(2, 48, 32, device=device)
+    _, shapes, starts, *_ = make(device=device)
+    mask = torch.rand(2, 48, device=device) > 0.7
     for size in (2, 4):
-        references = torch.rand(2, 5, 3, size)
+        references = torch.rand(2, 5, 3, size, device=device)
         expected = other(
             hidden_states=query,
             attention_mask=~mask,
