@@ -3,15 +3,18 @@
 
     python benchmarks/ms_deform_attn.py [--repeats 15] [--threads 2]
 
-Prints medians and their ratios, the peak of extra memory of each (in processes of their own), and
-the kernel's share of what this machine reaches in a copy loop and in a matrix product.
+Prints medians with quartiles and the ratios of the pairs, the peak of extra memory of each (in
+processes of their own), and the kernel's share of what this machine reaches in a triad and in fused
+multiply-adds (machine_peaks.cpp, which needs a C++ compiler).
 """
 
 import argparse
+import os
 import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +26,7 @@ from transformers.models.deformable_detr.modeling_deformable_detr import (
 )
 
 from vastdet.layers import extension_info, ms_deform_attn
+from vastdet.layers.build import find_compiler
 
 LEVELS = [(100, 134), (50, 67), (25, 34), (13, 17)]  # an image of 800 x 1066
 HEADS, CHANNELS, POINTS = 8, 32, 4
@@ -76,6 +80,8 @@ def case(name: str, function: Callable[..., Tensor]) -> Callable[[], object]:
     return lambda: function(*given)
 
 
+# Freed blocks of this size go back to the system at once.
+MEMORY_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 CASES = ("encoder forward", "encoder forward+backward", "decoder forward", "encoder forward bf16")
 
 
@@ -90,12 +96,24 @@ def compare(name: str, repeats: int) -> None:
                 run()
                 if repeat >= 2:
                     times[key].append(time.perf_counter() - start)
-    mine, other = (1e3 * statistics.median(times[key]) for key in ("ours", "theirs"))
-    print(f"| {name} | {other:.1f} | {mine:.1f} | {other / mine:.1f}x |", flush=True)
+    ratios = [other / mine for other, mine in zip(times["theirs"], times["ours"], strict=True)]
+    columns = [spread([1e3 * t for t in times[key]]) for key in ("theirs", "ours")]
+    print(f"| {name} | {' | '.join(columns)} | {spread(ratios)} |", flush=True)
+
+
+def spread(numbers: list[float]) -> str:
+    """The median, and the quartiles in brackets."""
+    low, middle, high = statistics.quantiles(numbers, n=4)
+    return f"{middle:.1f} ({low:.1f} to {high:.1f})"
 
 
 def memory(name: str, function: Callable[..., Tensor]) -> float:
-    """MB by which one run raises the process's peak."""
+    """MB by which one run raises the process's peak.
+
+    The caller sets MEMORY_ENVIRONMENT: else memory that the inputs once took would be used again
+    and not be counted.
+    """
+    case("decoder forward+backward", function)()  # loads what the first call of all loads
     run = case(name, function)
     with torch.set_grad_enabled("backward" in name):
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
@@ -110,24 +128,23 @@ def peak_memory() -> float:
     return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024
 
 
-def machine() -> tuple[float, float]:
-    """GB/s of a large copy (read and write) and GFLOP/s of a matrix product, best of ten."""
-    source, target = torch.rand(2, 32 << 20)
-    square = torch.rand(1024, 1024)
-    copy, product = [], []
-    for _ in range(10):
-        start = time.perf_counter()
-        target.copy_(source)
-        middle = time.perf_counter()
-        square @ square
-        copy.append(middle - start)
-        product.append(time.perf_counter() - middle)
-    return 2 * source.nbytes / min(copy) / 1e9, 2 * 1024**3 / min(product) / 1e9
+def machine(threads: int) -> tuple[float, float]:
+    """GB/s of a triad and GFLOP/s of fused multiply-adds of this machine."""
+    source = Path(__file__).with_name("machine_peaks.cpp")
+    flags = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-pthread")
+    with tempfile.TemporaryDirectory() as folder:
+        program = f"{folder}/machine_peaks"
+        subprocess.run([find_compiler(), *flags, str(source), "-o", program], check=True)
+        command = [program, str(threads)]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+    bandwidth, arithmetic = map(float, result.stdout.split())
+    return bandwidth, arithmetic
 
 
-def share_of_machine(repeats: int) -> None:
+def share_of_machine(repeats: int, threads: int) -> None:
     """Print what part of the machine's speed the encoder's forward pass reaches."""
-    bandwidth, arithmetic = machine()
+    torch.set_num_threads(threads)
+    bandwidth, arithmetic = machine(threads)
     given = arguments(None)
     times = []
     with torch.no_grad():
@@ -136,14 +153,38 @@ def share_of_machine(repeats: int) -> None:
             output = ours(*given)
             times.append(time.perf_counter() - start)
     best = min(times)
-    flops = 2 * 4 * NUM_CELLS * HEADS * CHANNELS * len(LEVELS) * POINTS
-    smallest = given[0].nbytes + given[3].nbytes + given[4].nbytes + output.nbytes
-    print(
-        f"machine: copy {bandwidth:.1f} GB/s, matrix product {arithmetic:.1f} GFLOP/s; kernel: "
-        f"{flops / best / 1e9:.1f} GFLOP/s ({flops / best / 1e9 / arithmetic:.0%}), and "
-        f"{smallest / best / 1e9:.1f} GB/s of data that must move "
-        f"({smallest / best / 1e9 / bandwidth:.0%}); best of {repeats}"
+    corners = 4 * NUM_CELLS * HEADS * CHANNELS * len(LEVELS) * POINTS
+    moved = given[0].nbytes + given[3].nbytes + given[4].nbytes + output.nbytes
+    row = (
+        *(threads, 1e3 * best),
+        *(2 * corners / best / 1e9, arithmetic, 2 * corners / best / 1e9 / arithmetic),
+        *(moved / best / 1e9, bandwidth, moved / best / 1e9 / bandwidth),
+        4 * corners / best / 1e9,
     )
+    print(
+        "| {} | {:.1f} | {:.1f} of {:.1f} ({:.0%}) | {:.2f} of {:.1f} ({:.0%}) | {:.1f} |".format(
+            *row
+        )
+    )
+
+
+def print_memory() -> None:
+    """Print the extra memory of both, each in a process of its own."""
+    print("\n| extra memory, MB | transformers | vastdet | share |\n|---|---|---|---|")
+    for name in CASES[:2]:
+        other, mine = (
+            float(
+                subprocess.run(
+                    [sys.executable, "-W", "ignore", __file__, "--memory", name, whose],
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                    env={**os.environ, **MEMORY_ENVIRONMENT},
+                ).stdout.split()[-1]
+            )
+            for whose in ("theirs", "ours")
+        )
+        print(f"| {name} | {other:.0f} | {mine:.0f} | 1/{other / mine:.0f} |", flush=True)
 
 
 def main() -> None:
@@ -162,20 +203,11 @@ def main() -> None:
     print("| case | transformers, ms | vastdet, ms | ratio |\n|---|---|---|---|")
     for name in CASES:
         compare(name, options.repeats)
-    for name in CASES[:2]:
-        peaks = [
-            float(
-                subprocess.run(
-                    [sys.executable, "-W", "ignore", __file__, "--memory", name, whose],
-                    capture_output=True,
-                    text=True,
-                    check=True,
-                ).stdout.split()[-1]
-            )
-            for whose in ("theirs", "ours")
-        ]
-        print(f"extra memory, {name}: transformers {peaks[0]:.0f} MB, vastdet {peaks[1]:.0f} MB")
-    share_of_machine(options.repeats)
+    print_memory()
+    print("\n| threads | best, ms | GFLOP/s | GB/s that must move | GB/s of all reads |")
+    print("|---|---|---|---|---|")
+    for threads in range(1, options.threads + 1):
+        share_of_machine(options.repeats, threads)
 
 
 if __name__ == "__main__":
