@@ -39,7 +39,7 @@ types: $(READY)  ## check the types of the package
 	@$(BIN)/mypy
 
 check-cpp: $(READY)  ## read the C++ sources with warnings as errors
-	@bash tools/check_cpp_sources.sh
+	@$(BIN)/python tools/check_cpp_sources.py
 
 check-cuda: $(READY)  ## compile the CUDA sources for sm_80 and sm_90, where there is nvcc
 	@bash tools/check_cuda_sources.sh

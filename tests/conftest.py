@@ -9,8 +9,15 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 
 from vastdet import add_vastdet_config
+from vastdet.layers import extension_info
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_report_header() -> str:
+    """Which kernels the tests run on: without compiled ones, the tests of these are left out."""
+    info = extension_info()
+    return f"deformable attention: {info.reason or f'compiled, {info.cpu_variant} in use'}"
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -121,6 +121,13 @@ def test_no_library_says_how_to_build(tmp_path: Path) -> None:
     assert found.reason == f"the compiled kernels are not built. Build them with: {build.COMMAND}"
 
 
+def test_a_library_in_the_package_is_in_use() -> None:
+    # Else its tests would all be left out, and nothing would say so.
+    if not (library := build.library_files(torch.__version__)[0]).exists():
+        pytest.skip(f"{library} is not built")
+    assert extension_info().library == library, extension_info().reason
+
+
 def test_a_library_for_another_torch_is_refused(tmp_path: Path) -> None:
     library = write_library(tmp_path, json.dumps(dataclasses.asdict(RECORD)))
     assert find_library((library,), "9.9").record == RECORD

@@ -119,9 +119,8 @@ def ms_deform_attn_reference(
     queries = sampling_locations.shape[1]
     dtype = accumulation_dtype(value.dtype)
     with torch.autocast(value.device.type, enabled=False):
-        cells = _heads_first(value, dtype)
-        locations = _heads_first(sampling_locations, dtype)
-        weights = _heads_first(attention_weights, dtype)
+        inputs = (value, sampling_locations, attention_weights)
+        cells, locations, weights = (_heads_first(x, dtype) for x in inputs)
         # A zero that depends on all inputs, so that they get gradients without samples too.
         zero = cells[:0].sum() + locations[:0].sum() + weights[:0].sum()
         output = zero.expand(batch * heads, channels, queries)
@@ -160,9 +159,8 @@ def ms_deform_attn_reference_backward(
     """
     dtype = accumulation_dtype(value.dtype)
     with torch.autocast(value.device.type, enabled=False):
-        cells = _heads_first(value, dtype)
-        locations = _heads_first(sampling_locations, dtype)
-        weights = _heads_first(attention_weights, dtype)
+        inputs = (value, sampling_locations, attention_weights)
+        cells, locations, weights = (_heads_first(x, dtype) for x in inputs)
         # (N, D, Q, 1)
         grad = _heads_first(grad_output.unflatten(-1, value.shape[2:]), dtype)
         grad = grad.transpose(1, 2)[..., None]
@@ -178,7 +176,6 @@ def ms_deform_attn_reference_backward(
             )
             grad_cells[:, level.cells] = grad_maps.flatten(2).transpose(1, 2)
             grad_locations[:, :, level.samples] = torch.where(level.inside, 2 * grad_grid, 0)
-        inputs = (value, sampling_locations, attention_weights)
         grad_value, grad_locations, grad_weights = (
             _heads_last(g, x) for g, x in zip(grads, inputs, strict=True)
         )

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Query sources: what comes from the image, and what is learned."""
+
+import torch
+
+from vastdet.detr.heads import box_head, class_head
+from vastdet.detr.query_selection import TokenSelection
+from vastdet.detr.query_source import MixedQueries
+from vastdet.detr.tokens import Tokens, flatten_maps
+
+
+def tokens(batch: int = 2) -> Tokens:
+    maps = [torch.randn(batch, 32, 6, 8), torch.randn(batch, 32, 3, 4)]
+    masks = [torch.zeros(batch, *m.shape[2:], dtype=torch.bool) for m in maps]
+    return flatten_maps(maps, masks, [torch.zeros(batch, *m.shape[2:], 32) for m in maps])
+
+
+def test_mixed_queries_learn_contents_and_take_boxes_from_the_image() -> None:
+    torch.manual_seed(0)
+    selection = TokenSelection(32, 5, class_head=class_head(32, 3), box_head=box_head(32))
+    source = MixedQueries(selection, 32)
+    memory = tokens()
+    queries, proposals = source(memory)
+    selected = selection(memory)
+    assert torch.equal(queries.content[0], source.content.weight)
+    assert torch.equal(queries.content[0], queries.content[1]), "the same for every image"
+    assert torch.equal(queries.boxes, selected.boxes)
+    assert not queries.boxes.requires_grad
+    assert not torch.equal(queries.boxes[0], queries.boxes[1])
+    assert proposals is not None
+    assert torch.equal(proposals.logits, selected.predictions.logits)
+    assert proposals.boxes.requires_grad
