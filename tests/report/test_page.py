@@ -193,7 +193,7 @@ def test_a_failed_write_leaves_the_old_page(
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(47, "47 s"), (59.6, "1 min 0 s"), (75, "1 min 15 s"), (3725, "1 h 2 min")],
+    [(47, "47 s"), (59.6, "1 min 0 s"), (75, "1 min 15 s"), (912, "15 min"), (3725, "1 h 2 min")],
 )
 def test_durations(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text

@@ -196,9 +196,11 @@ def headline_scores(evaluation: Evaluation) -> list[tuple[str, str]]:
 
 
 def format_duration(seconds: float) -> str:
-    """Hours and minutes, minutes and seconds, or seconds."""
+    """Hours and minutes, minutes (below ten with seconds), or seconds."""
     minutes, rest = divmod(round(seconds), 60)
     if not minutes:
         return f"{rest} s"
     hours, minutes_left = divmod(minutes, 60)
-    return f"{hours} h {minutes_left} min" if hours else f"{minutes} min {rest} s"
+    if hours:
+        return f"{hours} h {minutes_left} min"
+    return f"{minutes} min {rest} s" if minutes < 10 else f"{minutes} min"
