@@ -62,7 +62,8 @@ class SetCriterion(nn.Module):
         losses = {f"loss_{name}": layers[-1] for name, layers in decoder.items()}
         losses |= {f"loss_{name}_aux": layers[:-1].sum() for name, layers in decoder.items()}
         if predictions.encoder is not None:
-            encoder = self.matched_losses(predictions.encoder, targets, num_boxes)
+            proposed = self.proposal_targets(targets)
+            encoder = self.matched_losses(predictions.encoder, proposed, num_boxes)
             losses |= {f"loss_{name}_enc": layers.sum() for name, layers in encoder.items()}
         if predictions.denoising is not None:
             queries = predictions.denoising.queries
@@ -78,6 +79,10 @@ class SetCriterion(nn.Module):
             )
             losses |= {f"loss_{name}_dn": layers.sum() for name, layers in denoising.items()}
         return losses
+
+    def proposal_targets(self, targets: Targets) -> Targets:
+        """What the proposal stage must find: the boxes with their classes."""
+        return targets
 
     def matched_losses(
         self, layers: LayerPredictions, targets: Targets, num_boxes: Tensor
@@ -127,3 +132,14 @@ class SetCriterion(nn.Module):
             "bbox": torch.where(is_matched, l1, 0.0).sum(dim=(1, 2)) / num_boxes,
             "giou": torch.where(is_matched, 1 - giou, 0.0).sum(dim=(1, 2)) / num_boxes,
         }
+
+
+class ObjectnessCriterion(SetCriterion):
+    """The proposal stage only tells objects from background, by the logit of class 0.
+
+    Zhu et al. 2021, appendix A.4.
+    """
+
+    def proposal_targets(self, targets: Targets) -> Targets:
+        """The boxes, all of class 0."""
+        return targets.class_agnostic()

@@ -25,7 +25,7 @@ class QueryState:
     Attributes:
         content: (B, Q, C).
         position: (B, Q, C), added to the content where a query looks at others.
-        boxes: (B, Q, 4 or 2) reference boxes or points, without gradient.
+        boxes: (B, Q, 4 or 2) reference boxes or points; only learned ones have a gradient.
         blocked: (Q, Q) bool, True where the row's query must not look at the column's, or None.
         bias: float that broadcasts to (B, H, Q, Q), added to the logits of self-attention, or None.
     """
@@ -147,7 +147,7 @@ class Decoder(nn.Module):
     def forward(self, queries: Queries, memory: Tokens) -> LayerPredictions:
         """Predictions of all layers in training, of the last alone (N = 1) at inference."""
         content = queries.content
-        references = References(queries.boxes.detach(), queries.boxes.detach())
+        references = References(queries.boxes, queries.boxes)
         logits, boxes = [], []
         for i, layer in enumerate(self.layers):
             state = self.query_state(queries, content, references, i, memory)

@@ -70,3 +70,42 @@ class FocalLoss(ClassLoss):
     def _present(self, logits: Tensor) -> Tensor:
         logits = logits.float()
         return self.alpha * (-logits).sigmoid() ** self.gamma * F.softplus(-logits)
+
+
+class CrossEntropyLoss(ClassLoss):
+    """Softmax cross-entropy with a last class, no object, of low weight (Carion et al. 2020, 3.1).
+
+    The mean over the queries of a layer, each with the weight of its class: the number of boxes
+    does not matter, nor do other processes.
+    """
+
+    def __init__(self, *, no_object_weight: float = 0.1) -> None:
+        """`no_object_weight` is the weight of queries that answer for no box; others have 1."""
+        self.no_object_weight = no_object_weight
+
+    def weights(self, labels: Tensor) -> Tensor:
+        """The weight of each query, like `labels`, in float32."""
+        return torch.where(labels >= 0, 1.0, self.no_object_weight)
+
+    def per_query(self, logits: Tensor, labels: Tensor, ious: Tensor) -> Tensor:
+        """See `ClassLoss`; logit K - 1 is no object, IoUs do not matter."""
+        classes = torch.where(labels >= 0, labels, logits.shape[-1] - 1)
+        log_p = logits.float().log_softmax(dim=-1)
+        return -log_p.gather(-1, classes.unsqueeze(-1)).squeeze(-1) * self.weights(labels)
+
+    def __call__(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        ious: Tensor,
+        *,
+        num_boxes: Tensor,
+        counted: Tensor | None = None,
+    ) -> Tensor:
+        """See `ClassLoss.__call__`; the divisor is the sum of weights, not `num_boxes`."""
+        losses, weights = self.per_query(logits, labels, ious), self.weights(labels)
+        if counted is not None:
+            losses, weights = losses * counted, weights * counted
+        total = weights.sum(dim=(1, 2))
+        # Where no query is counted the loss is zero, not the quotient of two zeros.
+        return losses.sum(dim=(1, 2)) / torch.where(total > 0, total, 1.0)

@@ -44,6 +44,11 @@ def focal_cost(
     return present - absent
 
 
+def softmax_cost(logits: Tensor, labels: Tensor) -> Tensor:
+    """Minus the probability of the class (Carion et al. 2020, section 3.1); a ClassCost."""
+    return -logits.float().softmax(dim=-1).gather(-1, labels)
+
+
 class HungarianMatcher(Assigner):
     """The exact one-to-one assignment of least cost (Carion et al. 2020, Eq. 1).
 

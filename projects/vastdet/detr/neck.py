@@ -67,3 +67,33 @@ class ChannelMapper(nn.Module):
             source = sources[i] if i < len(sources) else levels[-1]
             levels.append(norm(conv(source)))
         return levels
+
+
+class MapProjection(nn.Module):
+    """A 1x1 convolution of one map, without a norm (Carion et al. 2020, section 3.2)."""
+
+    def __init__(
+        self, input_shapes: Mapping[str, ShapeSpec], in_feature: str, *, embed_dim: int
+    ) -> None:
+        """Build the projection.
+
+        Args:
+            input_shapes: what the backbone returns.
+            in_feature: the map to use.
+            embed_dim: channels of the level.
+
+        Raises:
+            ValueError: a map that the backbone does not return.
+        """
+        super().__init__()
+        if in_feature not in input_shapes:
+            raise ValueError(
+                f"IN_FEATURE is {in_feature!r}, but the backbone returns {list(input_shapes)}; "
+                "name one of these"
+            )
+        self.in_feature = in_feature
+        self.conv = nn.Conv2d(input_shapes[in_feature].channels, embed_dim, 1)
+
+    def forward(self, features: Mapping[str, Tensor]) -> list[Tensor]:
+        """Maps by name to one level (B, embed_dim, H, W)."""
+        return [self.conv(features[self.in_feature])]

@@ -81,6 +81,17 @@ class TokenSelection(nn.Module):
         Raises:
             ValueError: there are fewer tokens than queries.
         """
+        features, proposals = self.candidates(tokens)
+        logits = self.class_head(features)
+        indices = logits.max(dim=-1).values.topk(self.num_queries, dim=1).indices
+        return self.select(features, proposals, logits, indices)
+
+    def candidates(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """Features (B, S, C) and logits of proposals (B, S, 4) of all tokens.
+
+        Raises:
+            ValueError: there are fewer tokens than queries.
+        """
         num_tokens = tokens.values.shape[1]
         if num_tokens < self.num_queries:
             raise ValueError(
@@ -90,13 +101,49 @@ class TokenSelection(nn.Module):
             )
         proposals, valid = token_proposals(tokens)
         values = tokens.values.masked_fill(~valid.unsqueeze(-1), 0)
-        features = self.output_norm(self.output(values))
-        logits = self.class_head(features)
-        indices = logits.max(dim=-1).values.topk(self.num_queries, dim=1).indices
+        return self.output_norm(self.output(values)), proposals
+
+    def select(
+        self, features: Tensor, proposals: Tensor, logits: Tensor, indices: Tensor
+    ) -> SelectedTokens:
+        """The tokens `indices` (B, Q) of those that `candidates` gave, with logits (B, S, K)."""
         chosen = gather_tokens(features, indices)
         moved = self.box_head(chosen).float() + gather_tokens(proposals, indices)
         predictions = LayerPredictions(gather_tokens(logits, indices)[None], moved.sigmoid()[None])
         return SelectedTokens(indices, chosen, predictions)
+
+
+@dataclass(frozen=True)
+class SelectedOfAll(SelectedTokens):
+    """Chosen tokens whose `predictions` are those of all tokens, (1, B, S, ...)."""
+
+    @property
+    def boxes(self) -> Tensor:
+        """(B, Q, 4) reference boxes of the chosen tokens, without gradient."""
+        return gather_tokens(self.predictions.boxes[0].detach(), self.indices)
+
+
+class ObjectnessSelection(TokenSelection):
+    """Keeps the tokens with the highest logit of class 0, which only means an object.
+
+    Zhu et al. 2021, appendix A.4. In training every token predicts, for the loss; at inference the
+    chosen ones alone.
+    """
+
+    def forward(self, tokens: Tokens) -> SelectedTokens:
+        """Select by the first class logit.
+
+        Raises:
+            ValueError: there are fewer tokens than queries.
+        """
+        features, proposals = self.candidates(tokens)
+        logits = self.class_head(features)
+        indices = logits[..., 0].topk(self.num_queries, dim=1).indices
+        if not self.training:
+            return self.select(features, proposals, logits, indices)
+        boxes = (self.box_head(features).float() + proposals).sigmoid()
+        predictions = LayerPredictions(logits[None], boxes[None])
+        return SelectedOfAll(indices, gather_tokens(features, indices), predictions)
 
 
 def gather_tokens(x: Tensor, indices: Tensor) -> Tensor:

@@ -1,16 +1,91 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a decoder starts from: boxes that the encoder proposes, and learned contents.
+"""What a decoder starts from: learned queries, or boxes that the encoder proposes.
 
 A source maps the encoded tokens to queries and to what its proposal stage predicts, or None.
 
-B images, Q queries, C channels.
+B images, Q queries, C channels. Boxes are CXCYWH as shares of the image, points their first two.
 """
 
-from torch import nn
+import math
 
-from vastdet.detr.query_selection import TokenSelection
+from torch import Tensor, nn
+
+from vastdet.detr.query_selection import ObjectnessSelection, TokenSelection
 from vastdet.detr.structures import LayerPredictions, Queries
 from vastdet.detr.tokens import Tokens
+from vastdet.layers.positions import sine_features
+
+
+class LearnedPositions(nn.Module):
+    """Queries of zero content at learned positions, without reference boxes (Carion et al. 2020).
+
+    `boxes` of the queries are (B, Q, 0): there is nothing to refer to.
+    """
+
+    def __init__(self, embed_dim: int, num_queries: int) -> None:
+        """`embed_dim` is C, `num_queries` Q."""
+        super().__init__()
+        self.embedding = nn.Embedding(num_queries, embed_dim)
+
+    def forward(self, memory: Tokens) -> tuple[Queries, LayerPredictions | None]:
+        """The same queries for every image, and no proposals."""
+        position = self.embedding.weight.to(memory.values.dtype)
+        position = position.expand(len(memory.values), -1, -1)
+        content = position.new_zeros(position.shape)
+        return Queries(content, content[..., :0], position=position), None
+
+
+class LearnedPoints(nn.Module):
+    """Positions and contents are learned; a point follows from the position (Zhu et al. 2021, 4.2).
+
+    `embedding` holds the position in its first half and the content in its second.
+    """
+
+    def __init__(self, embed_dim: int, num_queries: int) -> None:
+        """`embed_dim` is C, `num_queries` Q."""
+        super().__init__()
+        self.embedding = nn.Embedding(num_queries, 2 * embed_dim)
+        self.reference_points = nn.Linear(embed_dim, 2)
+        nn.init.xavier_uniform_(self.reference_points.weight)
+        nn.init.zeros_(self.reference_points.bias)
+
+    def forward(self, memory: Tokens) -> tuple[Queries, LayerPredictions | None]:
+        """The same queries for every image, and no proposals."""
+        position, content = self.embedding.weight.chunk(2, dim=-1)
+        points = self.reference_points(position).sigmoid()
+        position, content, points = (
+            x.expand(len(memory.values), -1, -1) for x in (position, content, points)
+        )
+        return Queries(content, points, position=position), None
+
+
+class ProposedBoxes(nn.Module):
+    """Position and content follow from the boxes that the encoder proposes.
+
+    Zhu et al. 2021, appendix A.4. Sine features of x, y, w, h in this order, where later detectors
+    have y first, go through `position_transform`; its first half is the position.
+    """
+
+    def __init__(self, embed_dim: int, selection: ObjectnessSelection) -> None:
+        """`embed_dim` is C, a multiple of 4."""
+        super().__init__()
+        self.num_features = embed_dim // 2
+        self.selection = selection
+        self.position_transform = nn.Linear(2 * embed_dim, 2 * embed_dim)
+        self.position_norm = nn.LayerNorm(2 * embed_dim)
+        nn.init.xavier_uniform_(self.position_transform.weight)
+        nn.init.zeros_(self.position_transform.bias)
+
+    def forward(self, memory: Tokens) -> tuple[Queries, LayerPredictions | None]:
+        """Queries at the best boxes, and what the proposal stage predicts."""
+        selected = self.selection(memory)
+        position, content = self.describe(selected.boxes, memory.values).chunk(2, dim=-1)
+        return Queries(content, selected.boxes, position=position), selected.predictions
+
+    def describe(self, boxes: Tensor, like: Tensor) -> Tensor:
+        """Boxes (B, Q, 4) to (B, Q, 2C), in the number format of `like`."""
+        features = sine_features(boxes * (2 * math.pi), self.num_features, 10000.0)
+        return self.position_norm(self.position_transform(features.to(like.dtype)))
 
 
 class MixedQueries(nn.Module):

@@ -121,3 +121,23 @@ class LookForwardTwice(Refinement):
             return boxes, references
         moved = self.moved(box_head(content), references.detached)
         return boxes, References(moved.detach(), moved)
+
+
+class DirectBoxes(Refinement):
+    """Each layer predicts its boxes anew, from no reference (Carion et al. 2020, section 3.2)."""
+
+    def __init__(self) -> None:
+        """No logit of a reference needs a bound."""
+        super().__init__(eps=0.0)
+
+    def step(
+        self,
+        box_head: nn.Module,
+        content: Tensor,
+        normed: Tensor,
+        references: References,
+        *,
+        is_last: bool,
+    ) -> tuple[Tensor, References]:
+        """See `Refinement.step`; references are handed on unread."""
+        return box_head(normed).float().sigmoid(), references

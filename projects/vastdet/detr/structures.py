@@ -77,7 +77,8 @@ class Queries:
 
     Attributes:
         content: (B, Q, C).
-        boxes: (B, Q, 4) reference boxes, or (B, Q, 2) points.
+        boxes: (B, Q, 4) reference boxes, or (B, Q, 2) points; with a gradient only where they
+            are learned.
         blocked: (Q, Q) bool, True where the row's query must not look at the column's; None where
             all may look at all.
         position: (B, Q, C), where it does not follow from the boxes.

@@ -99,11 +99,16 @@ def stack_pairs(names: LayerNames, num_encoder: int, num_decoder: int) -> list[P
     return pairs
 
 
-def head_pairs(kind: str, layers: Sequence[int], ours: str) -> list[Pair]:
+HEAD_PREFIXES = ("", "transformer.decoder.")
+
+
+def head_pairs(
+    kind: str, layers: Sequence[int], ours: str, *, prefixes: Sequence[str] = HEAD_PREFIXES
+) -> list[Pair]:
     """One class or box head; `kind` is `class_embed` or `bbox_embed`.
 
-    The files hold it under the name of every layer that it serves, and each of these names a
-    second time under the decoder.
+    The files hold it under the name of every layer that it serves, and each of these names once
+    for each prefix: most a second time under the decoder.
     """
     pairs: list[Pair] = []
     parts = [f".layers.{i}" for i in range(NUM_BOX_LAYERS)] if kind == "bbox_embed" else [""]
@@ -111,7 +116,7 @@ def head_pairs(kind: str, layers: Sequence[int], ours: str) -> list[Pair]:
         for tensor in ("weight", "bias"):
             first, *copies = [
                 f"{prefix}{kind}.{layer}{part}.{tensor}"
-                for prefix in ("", "transformer.decoder.")
+                for prefix in prefixes
                 for layer in layers
             ]
             target = f"{ours}{part}.{tensor}"
@@ -164,9 +169,7 @@ def selection_pairs() -> list[Pair]:
     """The linear layer and norm before the proposals."""
     return [
         *weight_and_bias("transformer.enc_output", "transformer.query_source.selection.output"),
-        *weight_and_bias(
-            "transformer.enc_output_norm", "transformer.query_source.selection.output_norm"
-        ),
+        *weight_and_bias("transformer.enc_output_norm", "transformer.query_source.selection.output_norm"),
     ]
 
 
@@ -190,9 +193,7 @@ def dino_transformer_pairs(num_encoder: int, num_decoder: int, *, num_levels: in
             classes=(1, 1),
         ),
         *mlp_pairs(
-            "transformer.enc_out_bbox_embed",
-            "transformer.query_source.selection.box_head",
-            NUM_BOX_LAYERS,
+            "transformer.enc_out_bbox_embed", "transformer.query_source.selection.box_head", NUM_BOX_LAYERS
         ),
         *dino_decoder_pairs(),
         *decoder_head_pairs(num_decoder, shared=True),
@@ -246,11 +247,59 @@ def dino_detrex_converter() -> Converter:
             *detrex_neck_pairs(3, 4),
             *stack_pairs(DETREX, num_layers, num_layers),
             *selection_pairs(),
-            *head_pairs(
-                "class_embed", [num_layers], "transformer.query_source.selection.class_head"
-            ),
+            *head_pairs("class_embed", [num_layers], "transformer.query_source.selection.class_head"),
             *head_pairs("bbox_embed", [num_layers], "transformer.query_source.selection.box_head"),
             *dino_decoder_pairs(),
             *decoder_head_pairs(num_layers, shared=False),
+        ),
+    )
+
+
+def deformable_detr_transformer_pairs(
+    variant: str, num_encoder: int, num_decoder: int, *, num_levels: int
+) -> list[Pair]:
+    """All but the backbone of Deformable DETR in the authors' code.
+
+    Args:
+        variant: "plain", "refined" or "two_stage", as `MODEL.DEFORMABLE_DETR.VARIANT`.
+        num_encoder: encoder layers.
+        num_decoder: decoder layers.
+        num_levels: levels of the transformer.
+    """
+    source = "transformer.query_source"
+    pairs = [
+        Pair("transformer.level_embed", "transformer.to_tokens.level_embedding"),
+        *original_neck_pairs(num_levels),
+        *stack_pairs(ORIGINAL, num_encoder, num_decoder),
+    ]
+    # The authors' decoder knows the heads that it needs: those of boxes where it refines them,
+    # those of classes only in the two-stage variant.
+    known = {"plain": (), "refined": ("bbox_embed",), "two_stage": ("bbox_embed", "class_embed")}
+    heads = [range(num_decoder)] if variant == "plain" else [[i] for i in range(num_decoder)]
+    places = [(layers, f"transformer.decoder.{{}}s.{i}") for i, layers in enumerate(heads)]
+    if variant == "two_stage":
+        places.append(([num_decoder], f"{source}.selection.{{}}"))
+        for part in ("output", "output_norm"):
+            pairs += weight_and_bias(f"transformer.enc_{part}", f"{source}.selection.{part}")
+        pairs += weight_and_bias("transformer.pos_trans", f"{source}.position_transform")
+        pairs += weight_and_bias("transformer.pos_trans_norm", f"{source}.position_norm")
+    else:
+        pairs.append(Pair("query_embed.weight", f"{source}.embedding.weight"))
+        pairs += weight_and_bias("transformer.reference_points", f"{source}.reference_points")
+    for kind, ours in (("class_embed", "class_head"), ("bbox_embed", "box_head")):
+        prefixes = HEAD_PREFIXES if kind in known[variant] else HEAD_PREFIXES[:1]
+        for layers, place in places:
+            pairs += head_pairs(kind, layers, place.format(ours), prefixes=prefixes)
+    return pairs
+
+
+def deformable_detr_converter(variant: str = "plain") -> Converter:
+    """fundamentalvision/Deformable-DETR with a ResNet-50; see the variants above."""
+    return Converter(
+        name=f"Deformable DETR {variant} ResNet-50 (fundamentalvision/Deformable-DETR)",
+        config=f"DeformableDETR/deformable_detr_R_50_{variant}_50ep.yaml",
+        pairs=(
+            *resnet_pairs(50, "backbone.0.body.", "backbone."),
+            *deformable_detr_transformer_pairs(variant, 6, 6, num_levels=4),
         ),
     )

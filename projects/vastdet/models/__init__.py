@@ -5,9 +5,16 @@ from collections.abc import Callable
 
 from detectron2.config import CfgNode
 
+from vastdet.models.deformable_detr import add_deformable_detr_config
+from vastdet.models.detr import add_detr_config
 from vastdet.models.dino import add_dino_config
 from vastdet.models.fcos import add_fcos_config
 from vastdet.models.retinanet import ClippedRetinaNet  # noqa: F401  (registers it)
 
 # One entry an architecture: the function of its config.py that adds its node.
-ARCHITECTURE_CONFIGS: tuple[Callable[[CfgNode], None], ...] = (add_fcos_config, add_dino_config)
+ARCHITECTURE_CONFIGS: tuple[Callable[[CfgNode], None], ...] = (
+    add_fcos_config,
+    add_dino_config,
+    add_detr_config,
+    add_deformable_detr_config,
+)

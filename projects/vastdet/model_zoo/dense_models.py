@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DETR under the names of the authors (facebookresearch/detr)."""
+
+from vastdet.model_zoo.key_map import Converter, Pair
+from vastdet.model_zoo.torchvision_models import resnet_pairs, weight_and_bias
+
+# Our name -> theirs of the parts of a layer, but for the attentions.
+ENCODER_PARTS = {
+    "self_attn_norm": "norm1",
+    "ffn.linear1": "linear1",
+    "ffn.linear2": "linear2",
+    "ffn_norm": "norm2",
+}
+DECODER_PARTS = {
+    "self_attn_norm": "norm1",
+    "cross_attn_norm": "norm2",
+    "ffn.linear1": "linear1",
+    "ffn.linear2": "linear2",
+    "ffn_norm": "norm3",
+}
+
+
+def attention_pairs(source: str, ours: str) -> list[Pair]:
+    """Every tensor of a dense attention."""
+    packed = [Pair(f"{source}.in_proj_{t}", f"{ours}.in_proj_{t}") for t in ("weight", "bias")]
+    return packed + weight_and_bias(f"{source}.out_proj", f"{ours}.out_proj")
+
+
+def dense_stack_pairs(num_encoder: int, num_decoder: int) -> list[Pair]:
+    """Every tensor of the encoder and decoder layers."""
+    pairs: list[Pair] = []
+    for stack, count, attentions, parts in (
+        ("encoder", num_encoder, {"self_attn": "self_attn"}, ENCODER_PARTS),
+        (
+            "decoder",
+            num_decoder,
+            {"self_attn": "self_attn", "cross_attn": "multihead_attn"},
+            DECODER_PARTS,
+        ),
+    ):
+        for i in range(count):
+            prefix = f"transformer.{stack}.layers.{i}"
+            for ours, theirs in attentions.items():
+                pairs += attention_pairs(f"{prefix}.{theirs}", f"{prefix}.{ours}")
+            for ours, theirs in parts.items():
+                pairs += weight_and_bias(f"{prefix}.{theirs}", f"{prefix}.{ours}")
+    return pairs
+
+
+def detr_transformer_pairs(num_encoder: int, num_decoder: int) -> list[Pair]:
+    """All but the backbone of DETR."""
+    heads = "transformer.decoder"
+    return [
+        Pair("query_embed.weight", "transformer.query_source.embedding.weight"),
+        *weight_and_bias("input_proj", "neck.conv"),
+        *dense_stack_pairs(num_encoder, num_decoder),
+        *weight_and_bias("transformer.decoder.norm", "transformer.decoder.norm"),
+        *weight_and_bias("class_embed", f"{heads}.class_heads.0", classes=(1, 1)),
+        *(
+            pair
+            for i in range(3)
+            for pair in weight_and_bias(
+                f"bbox_embed.layers.{i}", f"{heads}.box_heads.0.layers.{i}"
+            )
+        ),
+    ]
+
+
+def detr_converter(*, depth: int = 50) -> Converter:
+    """facebookresearch/detr with a ResNet.
+
+    Their last class row is "no object"; `select_categories` keeps it where the list of rows ends
+    with its number, 91.
+    """
+    return Converter(
+        name=f"DETR ResNet-{depth} (facebookresearch/detr)",
+        config=f"DETR/detr_R_{depth}_500ep.yaml",
+        pairs=(
+            *resnet_pairs(depth, "backbone.0.body.", "backbone."),
+            *detr_transformer_pairs(6, 6),
+        ),
+    )

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Deformable DETR meta-architecture (Zhu et al., ICLR 2021): the parts it is made of."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from torch import nn
+
+from vastdet.detr.criterion import LossWeights, ObjectnessCriterion, SetCriterion
+from vastdet.detr.decoder import Decoder
+from vastdet.detr.deformable import deformable_decoder_layer, deformable_encoder
+from vastdet.detr.heads import box_head, class_head, per_layer
+from vastdet.detr.losses import FocalLoss
+from vastdet.detr.matcher import HungarianMatcher, focal_cost
+from vastdet.detr.neck import ChannelMapper
+from vastdet.detr.query_selection import ObjectnessSelection
+from vastdet.detr.query_source import LearnedPoints, ProposedBoxes
+from vastdet.detr.refinement import FixedReferences, IterativeRefinement, Refinement
+from vastdet.detr.set_detector import SetDetector
+from vastdet.detr.transformer import LevelsToTokens, SetTransformer
+from vastdet.layers.mlp import MLP
+from vastdet.layers.positions import SinePositionEncoding
+
+VARIANTS = ("plain", "refined", "two_stage")
+LOGIT_EPS = 1e-5
+# A box that starts from a point has sides of sigmoid(-2) = 0.12 of the image's.
+START_SIZE_LOGIT = -2.0
+
+
+@META_ARCH_REGISTRY.register()
+class DeformableDETR(SetDetector):
+    """Set prediction with multi-scale deformable attention in encoder and decoder."""
+
+    @configurable
+    def __init__(self, **parts: Any) -> None:
+        """See `SetDetector`."""
+        super().__init__(**parts)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Build the parts from `MODEL.DEFORMABLE_DETR`."""
+        node = cfg.MODEL.DEFORMABLE_DETR
+        backbone = build_backbone(cfg)
+        neck = ChannelMapper(
+            backbone.output_shape(),
+            node.IN_FEATURES,
+            embed_dim=node.EMBED_DIM,
+            num_levels=node.NUM_LEVELS,
+        )
+        return {
+            "backbone": backbone,
+            "neck": neck,
+            "transformer": build_transformer(node),
+            "criterion": build_criterion(node),
+            "num_classes": node.NUM_CLASSES,
+            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+
+def build_transformer(node: CfgNode) -> SetTransformer:
+    """Encoder, query source and decoder of `MODEL.DEFORMABLE_DETR`.
+
+    Raises:
+        ValueError: VARIANT has an unknown value.
+    """
+    if node.VARIANT not in VARIANTS:
+        raise ValueError(
+            f"MODEL.DEFORMABLE_DETR.VARIANT is {node.VARIANT!r}; expected one of {VARIANTS}"
+        )
+    width = node.EMBED_DIM
+    attention = {
+        "embed_dim": width,
+        "num_heads": node.NUM_HEADS,
+        "num_levels": node.NUM_LEVELS,
+        "num_points": node.NUM_POINTS,
+        "feedforward_dim": node.FEEDFORWARD_DIM,
+        "dropout": node.DROPOUT,
+    }
+    return SetTransformer(
+        to_tokens=LevelsToTokens(
+            SinePositionEncoding(width, temperature=10000.0, offset=-0.5),
+            embed_dim=width,
+            num_levels=node.NUM_LEVELS,
+        ),
+        encoder=deformable_encoder(node.NUM_ENCODER_LAYERS, **attention),
+        query_source=build_query_source(node),
+        decoder=build_decoder(node, attention),
+    )
+
+
+def build_query_source(node: CfgNode) -> nn.Module:
+    """Proposals of the encoder in the two-stage variant, learned points otherwise."""
+    if node.VARIANT != "two_stage":
+        return LearnedPoints(node.EMBED_DIM, node.NUM_QUERIES)
+    selection = ObjectnessSelection(
+        node.EMBED_DIM,
+        node.NUM_QUERIES,
+        class_head=class_head(node.EMBED_DIM, node.NUM_CLASSES),
+        box_head=box_head(node.EMBED_DIM),
+    )
+    return ProposedBoxes(node.EMBED_DIM, selection)
+
+
+def build_decoder(node: CfgNode, attention: dict[str, Any]) -> Decoder:
+    """The decoder; its layers share the heads where boxes are not refined, as the authors' do."""
+    num_layers = node.NUM_DECODER_LAYERS
+    is_plain = node.VARIANT == "plain"
+    refinement: Refinement = FixedReferences(LOGIT_EPS)
+    if not is_plain:
+        refinement = IterativeRefinement(LOGIT_EPS)
+    new_class_head = partial(class_head, node.EMBED_DIM, node.NUM_CLASSES)
+    box_heads = per_layer(partial(box_head, node.EMBED_DIM), num_layers, shared=is_plain)
+    if node.VARIANT != "two_stage":
+        start_small(box_heads[0])
+    return Decoder(
+        (deformable_decoder_layer(**attention) for _ in range(num_layers)),
+        query_position=None,
+        refinement=refinement,
+        class_heads=per_layer(new_class_head, num_layers, shared=is_plain),
+        box_heads=box_heads,
+        norm=nn.Identity(),
+    )
+
+
+def start_small(head: nn.Module) -> None:
+    """Let the first boxes, which start from points, be small."""
+    assert isinstance(head, MLP)
+    with torch.no_grad():
+        head.layers[-1].bias[2:] = START_SIZE_LOGIT
+
+
+def build_criterion(node: CfgNode) -> SetCriterion:
+    """Matcher and losses of `MODEL.DEFORMABLE_DETR`."""
+    alpha, gamma = node.FOCAL_ALPHA, node.FOCAL_GAMMA
+    weights = LossWeights(
+        classes=node.CLASS_WEIGHT, bbox=node.BBOX_WEIGHT, giou=node.GIOU_WEIGHT
+    )
+    return ObjectnessCriterion(
+        assigner=HungarianMatcher(
+            class_weight=weights.classes,
+            l1_weight=weights.bbox,
+            giou_weight=weights.giou,
+            class_cost=partial(focal_cost, alpha=alpha, gamma=gamma),
+        ),
+        class_loss=FocalLoss(alpha=alpha, gamma=gamma),
+        weights=weights,
+    )

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DETR: detection as set prediction with a transformer (Carion et al., 2020)."""
+
+from vastdet.models.detr.config import add_detr_config
+from vastdet.models.detr.detr import DETR
+
+__all__ = ["DETR", "add_detr_config"]

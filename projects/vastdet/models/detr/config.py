@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Config keys of DETR."""
+
+from detectron2.config import CfgNode
+
+
+def add_detr_config(cfg: CfgNode) -> None:
+    """Add `MODEL.DETR`; the defaults are the ResNet-50 model (Carion et al., ECCV 2020)."""
+    node = cfg.MODEL.DETR = CfgNode()
+    # Without "no object", which is one logit more.
+    node.NUM_CLASSES = 80
+    # The one map of the backbone that the transformer sees.
+    node.IN_FEATURE = "res5"
+
+    node.EMBED_DIM = 256
+    node.NUM_HEADS = 8
+    node.FEEDFORWARD_DIM = 2048
+    node.NUM_ENCODER_LAYERS = 6
+    node.NUM_DECODER_LAYERS = 6
+    node.DROPOUT = 0.1
+    node.NUM_QUERIES = 100
+
+    # Weights of the losses and, alike, of the costs of the matcher.
+    node.CLASS_WEIGHT = 1.0
+    node.BBOX_WEIGHT = 5.0
+    node.GIOU_WEIGHT = 2.0
+    # Of a query that answers for no box, in the class loss.
+    node.NO_OBJECT_WEIGHT = 0.1
