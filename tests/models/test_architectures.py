@@ -4,6 +4,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,18 +93,31 @@ def faster_rcnn_c4(cfg: CfgNode) -> None:
     cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 7
 
 
-def dino(cfg: CfgNode) -> None:
-    cfg.MODEL.META_ARCHITECTURE = "DINO"
+def set_prediction(cfg: CfgNode, name: str, node: CfgNode) -> None:
+    """A small member of the DETR family; `node` holds its config keys."""
+    cfg.MODEL.META_ARCHITECTURE = name
     cfg.MODEL.BACKBONE.NAME = "build_timm_backbone"
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
     cfg.MODEL.TIMM.NAME = "test_resnet"
     cfg.MODEL.TIMM.OUT_FEATURES = ["res3", "res4", "res5"]
-    node = cfg.MODEL.DINO
     node.NUM_CLASSES = NUM_CLASSES
     node.EMBED_DIM, node.NUM_HEADS, node.FEEDFORWARD_DIM = 64, 4, 64
     node.NUM_ENCODER_LAYERS, node.NUM_DECODER_LAYERS = 1, 2
-    node.NUM_QUERIES = 20
-    node.DENOISING.NUM_QUERIES = 10
+    node.NUM_QUERIES, node.DROPOUT = 20, 0.0
+
+
+def dino(cfg: CfgNode) -> None:
+    set_prediction(cfg, "DINO", cfg.MODEL.DINO)
+    cfg.MODEL.DINO.DENOISING.NUM_QUERIES = 10
+
+
+def deformable_detr(cfg: CfgNode, variant: str) -> None:
+    set_prediction(cfg, "DeformableDETR", cfg.MODEL.DEFORMABLE_DETR)
+    cfg.MODEL.DEFORMABLE_DETR.VARIANT = variant
+
+
+def detr(cfg: CfgNode) -> None:
+    set_prediction(cfg, "DETR", cfg.MODEL.DETR)
 
 
 def cascade_rcnn(cfg: CfgNode) -> None:
@@ -136,6 +150,23 @@ ARCHITECTURES = [
     Architecture("FCOS-P7", fcos_p7),
     Architecture("RetinaNet", retinanet),
     Architecture("DINO", dino, padding_invariant=True, learning_rate=0.005),
+    *(
+        Architecture(
+            f"Deformable DETR {variant}",
+            partial(deformable_detr, variant=variant),
+            padding_invariant=True,
+            learning_rate=0.005,
+        )
+        for variant in ("plain", "refined", "two_stage")
+    ),
+    # Contents start at zero, so the first layer has nothing to tell the queries of each other.
+    Architecture(
+        "DETR",
+        detr,
+        padding_invariant=True,
+        learning_rate=0.005,
+        idle=("transformer.decoder.layers.0.self_attn.in_proj_weight",),
+    ),
     Architecture("Faster R-CNN FPN", faster_rcnn_fpn),
     # Batch norm of two images makes its first steps rough.
     Architecture("Faster R-CNN C4", faster_rcnn_c4, steps=16),

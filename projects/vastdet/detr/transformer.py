@@ -33,9 +33,7 @@ class MapsToTokens(nn.Module):
         """Levels (B, C, H, W) and their masks (B, H, W), True at padding, to tokens."""
         return flatten_maps(levels, padding_masks, self.positions(levels, padding_masks))
 
-    def positions(
-        self, levels: Sequence[Tensor], padding_masks: Sequence[Tensor]
-    ) -> list[Tensor]:
+    def positions(self, levels: Sequence[Tensor], padding_masks: Sequence[Tensor]) -> list[Tensor]:
         """(B, H, W, C) of each level."""
         return [
             self.position_encoding(mask).to(level.dtype)
@@ -53,9 +51,7 @@ class LevelsToTokens(MapsToTokens):
         super().__init__(position_encoding)
         self.level_embedding = nn.Parameter(torch.randn(num_levels, embed_dim))
 
-    def positions(
-        self, levels: Sequence[Tensor], padding_masks: Sequence[Tensor]
-    ) -> list[Tensor]:
+    def positions(self, levels: Sequence[Tensor], padding_masks: Sequence[Tensor]) -> list[Tensor]:
         """(B, H, W, C) of each level."""
         cells = super().positions(levels, padding_masks)
         return [

@@ -115,9 +115,7 @@ def head_pairs(
     for part in parts:
         for tensor in ("weight", "bias"):
             first, *copies = [
-                f"{prefix}{kind}.{layer}{part}.{tensor}"
-                for prefix in prefixes
-                for layer in layers
+                f"{prefix}{kind}.{layer}{part}.{tensor}" for prefix in prefixes for layer in layers
             ]
             target = f"{ours}{part}.{tensor}"
             classes = (1, 1) if kind == "class_embed" else None
@@ -169,7 +167,9 @@ def selection_pairs() -> list[Pair]:
     """The linear layer and norm before the proposals."""
     return [
         *weight_and_bias("transformer.enc_output", "transformer.query_source.selection.output"),
-        *weight_and_bias("transformer.enc_output_norm", "transformer.query_source.selection.output_norm"),
+        *weight_and_bias(
+            "transformer.enc_output_norm", "transformer.query_source.selection.output_norm"
+        ),
     ]
 
 
@@ -193,7 +193,9 @@ def dino_transformer_pairs(num_encoder: int, num_decoder: int, *, num_levels: in
             classes=(1, 1),
         ),
         *mlp_pairs(
-            "transformer.enc_out_bbox_embed", "transformer.query_source.selection.box_head", NUM_BOX_LAYERS
+            "transformer.enc_out_bbox_embed",
+            "transformer.query_source.selection.box_head",
+            NUM_BOX_LAYERS,
         ),
         *dino_decoder_pairs(),
         *decoder_head_pairs(num_decoder, shared=True),
@@ -247,7 +249,9 @@ def dino_detrex_converter() -> Converter:
             *detrex_neck_pairs(3, 4),
             *stack_pairs(DETREX, num_layers, num_layers),
             *selection_pairs(),
-            *head_pairs("class_embed", [num_layers], "transformer.query_source.selection.class_head"),
+            *head_pairs(
+                "class_embed", [num_layers], "transformer.query_source.selection.class_head"
+            ),
             *head_pairs("bbox_embed", [num_layers], "transformer.query_source.selection.box_head"),
             *dino_decoder_pairs(),
             *decoder_head_pairs(num_layers, shared=False),

@@ -59,9 +59,7 @@ def detr_transformer_pairs(num_encoder: int, num_decoder: int) -> list[Pair]:
         *(
             pair
             for i in range(3)
-            for pair in weight_and_bias(
-                f"bbox_embed.layers.{i}", f"{heads}.box_heads.0.layers.{i}"
-            )
+            for pair in weight_and_bias(f"bbox_embed.layers.{i}", f"{heads}.box_heads.0.layers.{i}")
         ),
     ]
 

@@ -137,9 +137,7 @@ def start_small(head: nn.Module) -> None:
 def build_criterion(node: CfgNode) -> SetCriterion:
     """Matcher and losses of `MODEL.DEFORMABLE_DETR`."""
     alpha, gamma = node.FOCAL_ALPHA, node.FOCAL_GAMMA
-    weights = LossWeights(
-        classes=node.CLASS_WEIGHT, bbox=node.BBOX_WEIGHT, giou=node.GIOU_WEIGHT
-    )
+    weights = LossWeights(classes=node.CLASS_WEIGHT, bbox=node.BBOX_WEIGHT, giou=node.GIOU_WEIGHT)
     return ObjectnessCriterion(
         assigner=HungarianMatcher(
             class_weight=weights.classes,
