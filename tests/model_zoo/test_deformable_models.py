@@ -2,6 +2,7 @@
 """Weights under the authors' and detrex's names, from lists of the names in their releases."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,22 @@ from detectron2.modeling import build_model
 from torch import Tensor
 
 from vastdet.model_zoo import get_config
-from vastdet.model_zoo.deformable_models import dino_converter, dino_detrex_converter
+from vastdet.model_zoo.deformable_models import (
+    deformable_detr_converter,
+    dino_converter,
+    dino_detrex_converter,
+)
 from vastdet.model_zoo.key_map import Converter
 
 LINE = re.compile(r"^(\S+) \(([\d, ]*)\) float32")
 CASES = {
     "dino_4scale_r50": (dino_converter, "DINO/dino_R_50_4scale_12ep", 91),
     "dino_detrex_r50": (dino_detrex_converter, "DINO/dino_R_50_4scale_12ep_detrex", 80),
+    "ddetr_r50": (
+        partial(deformable_detr_converter, "two_stage"),
+        "DeformableDETR/deformable_detr_R_50_two_stage_50ep",
+        91,
+    ),
 }
 
 
@@ -48,7 +58,8 @@ def test_every_released_tensor_has_its_place(
     name, converter, config, num_classes = case
     state_dict = released(shared_data, name, converter)
     cfg = get_config(config)
-    cfg.MODEL.DINO.NUM_CLASSES = num_classes
+    for node in (cfg.MODEL.DINO, cfg.MODEL.DEFORMABLE_DETR):
+        node.NUM_CLASSES = num_classes
     with torch.device("meta"):
         cfg.MODEL.DEVICE = "meta"
         model = build_model(cfg)
@@ -75,3 +86,17 @@ def test_missing_left_over_and_unequal_copies(shared_data: Path) -> None:
     copies = {copy for pair in converter.pairs for copy in pair.copies}
     once = {k: v for k, v in state_dict.items() if k not in copies}
     assert converter.to_detectron2(once).keys() == converter.to_detectron2(state_dict).keys()
+
+
+@pytest.mark.parametrize("variant", ["plain", "refined"])
+def test_one_stage_deformable_detr_has_a_name_for_every_tensor(variant: str) -> None:
+    cfg = get_config(f"DeformableDETR/deformable_detr_R_50_{variant}_50ep")
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        model = build_model(cfg)
+    converter = deformable_detr_converter(variant)
+    assert {pair.detectron2 for pair in converter.pairs} == set(model.state_dict())
+    names = {name for pair in converter.pairs for name in (pair.source, *pair.copies)}
+    assert {"query_embed.weight", "transformer.reference_points.bias", "class_embed.5.bias"} < names
+    assert ("transformer.decoder.bbox_embed.0.layers.0.bias" in names) == (variant == "refined")
+    assert "transformer.decoder.class_embed.0.bias" not in names

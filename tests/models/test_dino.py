@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
+from tests.models.comparison import largest_difference
 from tests.models.dino_reference import make_targets, read, small_dino
 from torch import Tensor
 
@@ -28,13 +29,6 @@ def model(cfg: CfgNode, reference: dict[str, Any]) -> DINO:
 @pytest.fixture
 def targets(reference: dict[str, Any]) -> Targets:
     return make_targets(reference["targets"], reference["inputs"]["sizes"])
-
-
-def largest_difference(ours: Tensor, theirs: Tensor) -> float:
-    assert ours.shape == theirs.shape
-    difference = float((ours - theirs).detach().abs().max())
-    print(f"largest difference {difference:.1e}")  # shown by pytest -s
-    return difference
 
 
 def test_detections_equal_the_authors(model: DINO, reference: dict[str, Any]) -> None:
