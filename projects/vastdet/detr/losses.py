@@ -72,6 +72,33 @@ class FocalLoss(ClassLoss):
         return self.alpha * (-logits).sigmoid() ** self.gamma * F.softplus(-logits)
 
 
+class VarifocalLoss(ClassLoss):
+    """Binary cross-entropy whose target for the class of a matched query is the IoU of its box.
+
+    Zhang et al. 2021 (VarifocalNet), Eq. 2: a present class has the weight of its target q, an
+    absent one alpha * p^gamma. Weights carry no gradient, as in RT-DETR and Relation-DETR.
+    """
+
+    def __init__(self, *, alpha: float = 0.75, gamma: float = 2.0) -> None:
+        """`alpha` scales the weight of absent classes, `gamma` is its focusing exponent."""
+        self.alpha = alpha
+        self.gamma = gamma
+
+    def per_query(self, logits: Tensor, labels: Tensor, ious: Tensor) -> Tensor:
+        """See `ClassLoss`."""
+        present = logits.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        change = self._present(present, ious.float()) - self._absent(present)
+        return self._absent(logits).sum(dim=-1) + torch.where(labels >= 0, change, 0.0)
+
+    def _absent(self, logits: Tensor) -> Tensor:
+        logits = logits.float()
+        return self.alpha * logits.detach().sigmoid() ** self.gamma * F.softplus(logits)
+
+    def _present(self, logits: Tensor, target: Tensor) -> Tensor:
+        logits = logits.float()
+        return target * (F.softplus(logits) - target * logits)
+
+
 class CrossEntropyLoss(ClassLoss):
     """Softmax cross-entropy with a last class, no object, of low weight (Carion et al. 2020, 3.1).
 
