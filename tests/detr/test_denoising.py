@@ -47,6 +47,14 @@ def test_empty_slots_have_no_content() -> None:
     assert (made.queries.boxes.unflatten(1, (4, 2, 3))[1, :, :, 1:] == 0.5).all()
 
 
+def test_the_box_of_empty_slots_is_the_member_s() -> None:
+    class Corner(ContrastiveDenoising):
+        empty_box = 0.25
+
+    made = Corner(8, 3, num_queries=12)(targets((3, 1)), num_matching=5)
+    assert (made.queries.boxes.unflatten(1, (4, 2, 3))[1, :, :, 1:] == 0.25).all()
+
+
 def test_moves_stay_within_their_reach() -> None:
     _, made = make((1,), 500, box_noise=0.4)
     corners = cxcywh_to_xyxy(made.queries.boxes.unflatten(1, (500, 2, 1)))[0, :, :, 0]

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The channel mapper: sizes and sources of levels, odd sizes, errors."""
+"""Projections to one width: sizes and sources of levels, odd sizes, errors."""
 
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from torch.nn import functional as F
 
-from vastdet.detr.neck import ChannelMapper
+from vastdet.detr.neck import ChannelMapper, ConvNormMapper
 
 SHAPES = {"res4": ShapeSpec(channels=6, stride=16), "res5": ShapeSpec(channels=10, stride=32)}
 
@@ -40,6 +40,17 @@ def test_no_further_levels_and_one_map() -> None:
     assert level.shape == (2, 8, 5, 7)
 
 
+def test_projections_with_batch_norm_equal_the_formula() -> None:
+    torch.manual_seed(0)
+    neck, maps = ConvNormMapper(SHAPES, ("res4", "res5"), embed_dim=8).train(), features()
+    for name, level, (conv, norm) in zip(maps, neck(maps), neck.projections, strict=True):
+        torch.nn.init.normal_(norm.weight)
+        mapped = torch.einsum("bchw,oc->bohw", maps[name], conv.weight[..., 0, 0])
+        mean, variance = mapped.mean((0, 2, 3)), mapped.var((0, 2, 3), unbiased=False)
+        expected = (mapped - mean[:, None, None]) / (variance + 1e-5).sqrt()[:, None, None]
+        torch.testing.assert_close(level, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_an_empty_batch() -> None:
     assert [len(level) for level in mapper(3)(features(0))] == [0, 0, 0]
 
@@ -48,6 +59,8 @@ def test_an_empty_batch() -> None:
 def test_a_map_that_is_not_there(names: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match=r"IN_FEATURES is .* but the backbone returns"):
         mapper(4, names)
+    with pytest.raises(ValueError, match=r"IN_FEATURES is .* but the backbone returns"):
+        ConvNormMapper(SHAPES, names, embed_dim=8)
 
 
 def test_too_few_levels() -> None:

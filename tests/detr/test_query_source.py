@@ -5,7 +5,7 @@ import torch
 
 from vastdet.detr.heads import box_head, class_head
 from vastdet.detr.query_selection import TokenSelection
-from vastdet.detr.query_source import MixedQueries
+from vastdet.detr.query_source import MixedQueries, SelectedQueries
 from vastdet.detr.tokens import Tokens, flatten_maps
 
 
@@ -30,3 +30,18 @@ def test_mixed_queries_learn_contents_and_take_boxes_from_the_image() -> None:
     assert proposals is not None
     assert torch.equal(proposals.logits, selected.predictions.logits)
     assert proposals.boxes.requires_grad
+
+
+def test_selected_queries_are_the_best_tokens_without_a_gradient() -> None:
+    torch.manual_seed(0)
+    selection = TokenSelection(32, 5, class_head=class_head(32, 3), box_head=box_head(32))
+    memory = tokens()
+    queries, proposals = SelectedQueries(selection)(memory)
+    selected = selection(memory)
+    assert torch.equal(queries.content, selected.features)
+    assert torch.equal(queries.boxes, selected.boxes)
+    assert not queries.content.requires_grad
+    assert not queries.boxes.requires_grad
+    assert proposals is not None
+    assert torch.equal(proposals.logits, selected.predictions.logits)
+    assert proposals.logits.requires_grad

@@ -77,3 +77,16 @@ def test_look_forward_twice_moves_references_by_the_output_before_the_norm() -> 
     boxes, following = refine.step(head(), content, normed, start, is_last=False)
     torch.testing.assert_close(following.detached, refine.moved(head()(content), start.detached))
     torch.testing.assert_close(boxes, refine.moved(head()(normed), start.detached))
+
+
+def test_look_forward_twice_asks_the_head_once_where_there_is_no_norm() -> None:
+    calls = []
+    box_head = head()
+    box_head.register_forward_hook(lambda *_: calls.append(1))
+    content, start = torch.randn(1, 3, 6), references()
+    refine = LookForwardTwice(EPS)
+    boxes, following = refine.step(box_head, content, content, start, is_last=False)
+    assert len(calls) == 1
+    expected = refine.moved(head()(content), start.detached)
+    torch.testing.assert_close(following.with_gradient, expected)
+    torch.testing.assert_close(boxes, expected)

@@ -27,6 +27,17 @@ def test_locations_of_points_and_boxes(size: int, levels: int) -> None:
         torch.testing.assert_close(locations[:, :, :, t], expected)
 
 
+def test_the_scale_of_offsets_about_boxes() -> None:
+    locations = []
+    query, boxes = torch.randn(1, 3, 16), torch.rand(1, 3, 1, 4)
+    for options in ({}, {"box_scale": 0.5}, {"box_scale": 1.5}):
+        module = MultiScaleDeformableAttention(16, num_heads=2, num_levels=2, **options)
+        found = module.locate(query, boxes, torch.tensor([[3, 4], [2, 2]]))
+        locations.append(found - boxes[:, :, None, :, :2])
+    assert torch.equal(locations[0], locations[1])
+    torch.testing.assert_close(locations[2], 3 * locations[1])
+
+
 def test_initial_offsets_look_around() -> None:
     module = MultiScaleDeformableAttention(16, num_heads=4, num_levels=2, num_points=2)
     bias = module.sampling_offsets.bias.view(4, 2, 2, 2)

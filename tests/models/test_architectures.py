@@ -120,6 +120,14 @@ def detr(cfg: CfgNode) -> None:
     set_prediction(cfg, "DETR", cfg.MODEL.DETR)
 
 
+def rt_detr(cfg: CfgNode, num_points: list[int]) -> None:
+    node = cfg.MODEL.RT_DETR
+    set_prediction(cfg, "RTDETR", node)
+    node.ENCODER_DIM, node.ENCODER_FEEDFORWARD_DIM, node.EXPANSION = 32, 64, 0.5
+    node.NUM_POINTS = num_points
+    node.DENOISING.NUM_QUERIES = 10
+
+
 def cascade_rcnn(cfg: CfgNode) -> None:
     faster_rcnn_fpn(cfg)
     cfg.MODEL.ROI_HEADS.NAME = "CascadeROIHeads"
@@ -166,6 +174,15 @@ ARCHITECTURES = [
         padding_invariant=True,
         learning_rate=0.005,
         idle=("transformer.decoder.layers.0.self_attn.in_proj_weight",),
+    ),
+    *(
+        Architecture(
+            name,
+            partial(rt_detr, num_points=num_points),
+            padding_invariant=True,
+            learning_rate=0.02,
+        )
+        for name, num_points in (("RT-DETR", [4, 4, 4]), ("RT-DETRv2", [4, 2, 1]))
     ),
     Architecture("Faster R-CNN FPN", faster_rcnn_fpn),
     # Batch norm of two images makes its first steps rough.

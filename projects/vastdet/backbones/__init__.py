@@ -6,11 +6,13 @@ from vastdet.backbones.fpn import (
     build_timm_fpn_backbone,
     build_timm_retinanet_fpn_backbone,
 )
+from vastdet.backbones.resnet_vd import build_resnet_vd_backbone
 from vastdet.backbones.timm_backbone import TimmBackbone, build_timm_backbone
 
 __all__ = [
     "TimmBackbone",
     "build_resnet_fpn_p6p7_backbone",
+    "build_resnet_vd_backbone",
     "build_timm_backbone",
     "build_timm_fpn_backbone",
     "build_timm_retinanet_fpn_backbone",

@@ -38,6 +38,9 @@ class ContrastiveDenoising(nn.Module):
     times `box_noise` in a positive, by half to a whole side times it in a negative.
     """
 
+    # Every number of the box that an empty slot holds: 0.5 is a logit of zero.
+    empty_box = 0.5
+
     def __init__(
         self,
         embed_dim: int,
@@ -84,8 +87,7 @@ class ContrastiveDenoising(nn.Module):
         labels = torch.where(noise.flip, noise.labels, labels)
         content = self.label_embedding(labels) * used.unsqueeze(-1)
         boxes = self.add_noise(targets.boxes[:, None, None, :num_slots], noise)
-        # An empty slot holds the box whose logits are zero.
-        boxes = torch.where(used.unsqueeze(-1), boxes, torch.full_like(boxes, 0.5))
+        boxes = torch.where(used.unsqueeze(-1), boxes, self.empty_box)
 
         slots = torch.arange(num_slots, device=labels.device).expand(shape)
         is_positive = torch.tensor([True, False], device=labels.device)[:, None]

@@ -44,3 +44,18 @@ class BoxPosition(nn.Module):
         ratios = memory.valid_ratios[:, :1].repeat(1, 1, 2)
         features = box_sine_features(boxes * ratios, self.num_features)
         return self.ref_point_head(features.to(content.dtype))
+
+
+class BoxMLP(nn.Module):
+    """An MLP over the four numbers of the reference box (Zhao et al. 2024, RT-DETR's code)."""
+
+    def __init__(self, embed_dim: int) -> None:
+        """`embed_dim` is C; the hidden layer is twice as wide."""
+        super().__init__()
+        self.mlp = MLP(4, 2 * embed_dim, embed_dim, 2)
+        for layer in self.mlp.layers:
+            nn.init.xavier_uniform_(layer.weight)
+
+    def forward(self, boxes: Tensor, content: Tensor, layer: int, memory: Tokens) -> Tensor:
+        """Reference boxes (B, Q, 4) to positions (B, Q, C); all else does not matter."""
+        return self.mlp(boxes.to(content.dtype))

@@ -102,3 +102,17 @@ class MixedQueries(nn.Module):
         selected = self.selection(memory)
         content = self.content.weight.expand(len(memory.values), -1, -1)
         return Queries(content, selected.boxes), selected.predictions
+
+
+class SelectedQueries(nn.Module):
+    """Boxes and contents are those of the best tokens (Zhao et al. 2024, RT-DETR, section 4.3)."""
+
+    def __init__(self, selection: TokenSelection) -> None:
+        """`selection` knows the number of queries."""
+        super().__init__()
+        self.selection = selection
+
+    def forward(self, memory: Tokens) -> tuple[Queries, LayerPredictions | None]:
+        """Queries without a gradient, and what the proposal stage predicts for them."""
+        selected = self.selection(memory)
+        return Queries(selected.features.detach(), selected.boxes), selected.predictions

@@ -116,10 +116,13 @@ class LookForwardTwice(Refinement):
         is_last: bool,
     ) -> tuple[Tensor, References]:
         """See `Refinement.step`."""
-        boxes = self.moved(box_head(normed), references.with_gradient)
+        delta = box_head(normed)
+        boxes = self.moved(delta, references.with_gradient)
         if is_last:
             return boxes, references
-        moved = self.moved(box_head(content), references.detached)
+        # Without a norm in the decoder, one pass through the head serves both.
+        delta = delta if content is normed else box_head(content)
+        moved = self.moved(delta, references.detached)
         return boxes, References(moved.detach(), moved)
 
 

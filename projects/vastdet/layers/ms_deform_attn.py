@@ -243,8 +243,12 @@ class MultiScaleDeformableAttention(nn.Module):
         num_heads: int = 8,
         num_levels: int = 4,
         num_points: int | Sequence[int] = 4,
+        box_scale: float = 0.5,
     ) -> None:
-        """`num_points` is the number of points a head samples on each level, or one for each."""
+        """`num_points` is the number of points a head samples on each level, or one for each.
+
+        About a box, an offset of as many units as there are points is `box_scale` of its sides.
+        """
         super().__init__()
         if embed_dim % num_heads:
             raise ValueError(
@@ -266,7 +270,7 @@ class MultiScaleDeformableAttention(nn.Module):
         self.output_proj = nn.Linear(embed_dim, embed_dim)
         # The level of each sample, and the scale that a box gives its offsets.
         level = torch.tensor([i for i, count in enumerate(counts) for _ in range(count)])
-        scale = torch.tensor([0.5 / count for count in counts for _ in range(count)])
+        scale = torch.tensor([box_scale / count for count in counts for _ in range(count)])
         self.register_buffer("_level_of_sample", level, persistent=False)
         self.register_buffer("_box_scale", scale[:, None], persistent=False)
         self.reset_parameters()
@@ -336,8 +340,8 @@ class MultiScaleDeformableAttention(nn.Module):
     def locate(self, query: Tensor, reference_points: Tensor, spatial_shapes: Tensor) -> Tensor:
         """Locations (B, Q, H, T, 2) of queries (B, Q, C), in float32 whatever autocast says.
 
-        About points the offsets are in cells, about boxes in shares of half the box's size,
-        divided by the number of points.
+        About points the offsets are in cells, about boxes in shares of `box_scale` times the box's
+        size, divided by the number of points.
         """
         size = reference_points.shape[-1]
         if size not in (2, 4) or reference_points.shape[2] not in (1, self.num_levels):

@@ -10,6 +10,7 @@ from vastdet.models.detr import add_detr_config
 from vastdet.models.dino import add_dino_config
 from vastdet.models.fcos import add_fcos_config
 from vastdet.models.retinanet import ClippedRetinaNet  # noqa: F401  (registers it)
+from vastdet.models.rt_detr import add_rt_detr_config
 
 # One entry an architecture: the function of its config.py that adds its node.
 ARCHITECTURE_CONFIGS: tuple[Callable[[CfgNode], None], ...] = (
@@ -17,4 +18,5 @@ ARCHITECTURE_CONFIGS: tuple[Callable[[CfgNode], None], ...] = (
     add_dino_config,
     add_detr_config,
     add_deformable_detr_config,
+    add_rt_detr_config,
 )

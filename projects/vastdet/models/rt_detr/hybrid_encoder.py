@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vastdet.detr.tokens import Tokens, flatten_maps
 from vastdet.layers.attention import MultiheadAttention
+from vastdet.layers.conv_norm import ConvNorm
 from vastdet.layers.mlp import FeedForward
 
 
@@ -60,15 +62,6 @@ class AIFILayer(nn.Module):
         values = self.self_attn_norm(values + self.self_attn(query, query, values, blocked=blocked))
         values = self.ffn_norm(values + self.ffn(values))
         return values.transpose(1, 2).unflatten(-1, (height, width))
-
-
-class ConvNorm(nn.Sequential):
-    """A convolution without bias and its BatchNorm."""
-
-    def __init__(self, in_dim: int, out_dim: int, kernel_size: int, stride: int = 1) -> None:
-        """`kernel_size` is odd; the map keeps its size at stride 1."""
-        conv = nn.Conv2d(in_dim, out_dim, kernel_size, stride, padding=kernel_size // 2, bias=False)
-        super().__init__(conv, nn.BatchNorm2d(out_dim))
 
 
 class RepBlock(nn.Module):
@@ -125,6 +118,8 @@ class HybridEncoder(nn.Module):
     ) -> None:
         """`num_layers` of AIFI; `expansion` as in `FusionBlock`; the defaults are R50's."""
         super().__init__()
+        self.embed_dim = embed_dim
+        self.num_levels = num_levels
         paths = range(num_levels - 1)
         self.aifi = nn.ModuleList(
             AIFILayer(embed_dim, num_heads, feedforward_dim) for _ in range(num_layers)
@@ -150,3 +145,25 @@ class HybridEncoder(nn.Module):
         for level, mask, downsample, fuse in steps:
             results.append(fuse(F.silu(downsample(results[-1])), level, mask))
         return results
+
+
+class HybridTokens(nn.Module):
+    """Encodes the maps, brings them to the width of the decoder and makes their cells tokens.
+
+    The tokens have no positions (their channels are none): no part of the decoder asks for them.
+    """
+
+    def __init__(self, encoder: HybridEncoder, embed_dim: int) -> None:
+        """`embed_dim` is the width of the decoder."""
+        super().__init__()
+        self.encoder = encoder
+        self.projections = nn.ModuleList(
+            ConvNorm(encoder.embed_dim, embed_dim, 1) for _ in range(encoder.num_levels)
+        )
+
+    def forward(self, levels: Sequence[Tensor], padding_masks: Sequence[Tensor]) -> Tokens:
+        """Maps (B, C, H, W), high resolution first, and their masks to tokens."""
+        maps = self.encoder(levels, padding_masks)
+        maps = [projection(m) for projection, m in zip(self.projections, maps, strict=True)]
+        nowhere = [mask.new_zeros(*mask.shape, 0, dtype=maps[0].dtype) for mask in padding_masks]
+        return flatten_maps(maps, padding_masks, nowhere)
