@@ -11,7 +11,9 @@ from torchvision.ops.misc import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm
 
 from vastdet.layers import RoundedAnchorGenerator
 from vastdet.model_zoo.key_map import (
+    ClassRows,
     Converter,
+    ObjectnessRows,
     Pair,
     background_last,
     change_batch_norm_eps,
@@ -166,3 +168,68 @@ def test_a_long_list_is_cut() -> None:
     converter = Converter("toy", "", tuple(Pair(f"x{i}", f"y{i}") for i in range(30)))
     with pytest.raises(ValueError, match="and 18 more"):
         converter.to_detectron2({})
+
+
+def test_parts_are_joined_and_taken_apart() -> None:
+    converter = Converter("toy", "", (Pair("in", "new", parts=("q", "k", "v")),))
+    parts = {name: torch.full((2, 3), i) for i, name in enumerate("qkv")}
+    joined = converter.to_detectron2(parts)
+    assert joined["new"][:, 0].tolist() == [0, 0, 1, 1, 2, 2]
+    back = converter.from_detectron2(joined)
+    assert back.keys() == parts.keys()
+    assert all(torch.equal(back[name], part) for name, part in parts.items())
+    with pytest.raises(ValueError, match=r"missing: 1\n    k$"):
+        converter.to_detectron2({name: parts[name] for name in "qv"})
+    with pytest.raises(ValueError, match=r"have the shapes \[\(2, 3\), \(3,\), \(2, 3\)\]"):
+        converter.to_detectron2({**parts, "k": torch.zeros(3)})
+
+
+def test_a_copy_alone_and_a_stand_in_are_enough() -> None:
+    pairs = (Pair("a.0", "x", copies=("b.0",)), Pair("a.1", "y", stand_in="a.0"))
+    converter = Converter("toy", "", pairs)
+    converted = converter.to_detectron2({"b.0": torch.ones(1)})
+    assert {name: float(value) for name, value in converted.items()} == {"x": 1, "y": 1}
+    own = converter.to_detectron2({"b.0": torch.ones(1), "a.1": torch.zeros(1)})
+    assert float(own["y"]) == 0
+
+
+def test_rows_around_the_classes_stay_and_objectness_keeps_its_first() -> None:
+    pairs = (
+        Pair("embedding", "x", classes=ClassRows(after=1)),
+        Pair("both", "y", classes=ClassRows(before=1, after=1)),
+        Pair("proposals", "z", classes=ObjectnessRows()),
+        Pair("plain", "w", classes=(1, 1)),
+    )
+    converter = Converter("toy", "", pairs)
+    state = {
+        "embedding": torch.arange(5.0),
+        "both": torch.arange(6.0),
+        "proposals": torch.arange(4.0),
+        "plain": torch.arange(4.0),
+    }
+    assert converter.num_classes(state) == 4
+    selected = converter.select_categories(state, [3, 1])
+    assert {name: value.tolist() for name, value in selected.items()} == {
+        "embedding": [3, 1, 4],
+        "both": [0, 3, 1, 5],
+        "proposals": [0, 1],
+        "plain": [3, 1],
+    }
+    assert converter.num_classes(selected) == 2
+    with pytest.raises(ValueError, match="embedding has 5 class rows, but category ids up to 4"):
+        converter.select_categories(state, [4])
+
+
+def test_shapes_are_held_against_a_model() -> None:
+    converter = Converter("toy", "some/config", (Pair("a", "x"), Pair("b", "y")))
+    model = {"x": torch.empty(2, 3, device="meta"), "y": torch.empty(4, device="meta")}
+    state = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
+    converter.check(state, model)
+    with pytest.raises(
+        ValueError, match=r"of another shape: 1\n    a: \(3, 2\), expected \(2, 3\)"
+    ):
+        converter.check({**state, "a": torch.zeros(3, 2)}, model)
+    with pytest.raises(ValueError, match=r"(?s)missing: 1\n    b.*left over: 1\n    c"):
+        converter.check({"a": state["a"], "c": state["b"]}, model)
+    with pytest.raises(ValueError, match="1 tensors are in one of them only, such as z"):
+        converter.check(state, {**model, "z": torch.empty(1, device="meta")})

@@ -6,6 +6,7 @@ A checkpoint holds `model` (the weights to use: the average where SOLVER.EMA is 
 `iteration`. `model` alone is what Detectron2 and the tools read.
 """
 
+import argparse
 import logging
 import os
 import pickle
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 # A backbone file matches the detector it was made for nearly in full; a file of something else
 # matches, by chance, a few names such as "fc.weight".
 MIN_MATCHED_FRACTION = 0.1
+# What torch refuses by itself and is no more than data: many trainings save their arguments.
+INERT_CLASSES = [argparse.Namespace]
 
 
 def read_weights(path: str) -> dict[str, Any]:
@@ -46,7 +49,8 @@ def read_weights(path: str) -> dict[str, Any]:
         if path.endswith(".pkl"):
             content = load_array_pickle(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(INERT_CLASSES):
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
         raise ValueError(refusal(path, error)) from error
     if not isinstance(content, dict):

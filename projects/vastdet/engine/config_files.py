@@ -122,6 +122,15 @@ def class_count_keys(cfg: CfgNode) -> list[str]:
     ]
 
 
+def class_count_key(cfg: CfgNode) -> str:
+    """The key that holds the number of detection categories of the config's meta-architecture."""
+    own = cfg.MODEL.META_ARCHITECTURE.removeprefix("Clipped").lower()
+    for key in class_count_keys(cfg):
+        if key.split(".")[-2].replace("_", "").lower() == own:
+            return key
+    return "MODEL.ROI_HEADS.NUM_CLASSES"
+
+
 def set_num_classes(cfg: CfgNode, num_classes: int) -> None:
     """Set every number of detection categories in `cfg` in place."""
     frozen = cfg.is_frozen()

@@ -1,23 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weight files of other code bases to ours, and back."""
 
-import difflib
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+from detectron2.modeling import build_backbone, build_model
 from torch import Tensor
 
 from vastdet.engine.checkpoint import read_weights
+from vastdet.engine.config_files import class_count_key, load_config, set_num_classes, value_of
 from vastdet.files import write_atomically
+from vastdet.model_zoo.config_files import get_config_file
 from vastdet.model_zoo.key_map import Converter, StateDict, change_batch_norm_eps
-from vastdet.model_zoo.torchvision_models import torchvision_converters
+from vastdet.model_zoo.probe import compare
 
 DETECTRON2_EPS = 1e-5  # detectron2.layers.FrozenBatchNorm2d and torch.nn.BatchNorm2d
 SUFFIXES = (".safetensors", ".pth")
+# Under which a checkpoint keeps the moving average of its weights.
+AVERAGES = ("ema", "ema_model", "model_ema")
+WRAPPERS = ("module", "model", "state_dict")
+PARALLEL_PREFIX = "module."
 
 
 @dataclass(frozen=True)
@@ -30,14 +39,23 @@ class Group:
     num_values: int
 
 
-def find_converter(architecture: str) -> Converter:
-    """The converter of a torchvision architecture; ValueError for an unknown one."""
-    converters = torchvision_converters()
-    if architecture in converters:
-        return converters[architecture]
-    close = difflib.get_close_matches(architecture, converters, n=2)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"choose one of {list(converters)}"
-    raise ValueError(f"no converter for the architecture {architecture!r}; {hint}")
+@dataclass(frozen=True)
+class Conversion:
+    """What was converted.
+
+    Attributes:
+        converter: the table that was used.
+        ours: the state dict of the Detectron2 model.
+        theirs: the state dict of the other code base.
+        cfg: the config of the model, None for a bare backbone.
+        overrides: KEY VALUE ... that the config needs besides.
+    """
+
+    converter: Converter
+    ours: StateDict
+    theirs: StateDict
+    cfg: CfgNode | None
+    overrides: tuple[str, ...] = ()
 
 
 def coco_category_ids() -> list[int]:
@@ -45,66 +63,172 @@ def coco_category_ids() -> list[int]:
     return [category["id"] for category in COCO_CATEGORIES if category["isthing"]]
 
 
-def convert_from_torchvision(
+def convert_to_ours(
     path: str | Path,
     output: str | Path,
     converter: Converter,
     *,
+    overrides: Sequence[str] = (),
     batch_norm_eps: float = DETECTRON2_EPS,
     category_ids: list[int] | None = None,
-) -> StateDict:
-    """Convert a torchvision weight file into one of ours.
+    averaged: bool = False,
+) -> Conversion:
+    """Convert a weight file of another code base into one of ours.
 
     Args:
-        path: .pth (read with `weights_only`) or .safetensors, a state dict or a dict with "model".
+        path: .safetensors, or .pth that is read with `weights_only`; see `source_weights`.
         output: .safetensors or .pth, replaced whole.
-        converter: of the architecture, see `find_converter`.
+        converter: of the network, see `registry.find_converter`.
+        overrides: KEY VALUE ... for a network that differs from the converter's config.
         batch_norm_eps: the epsilon of the model the weights were trained in.
         category_ids: class rows to keep, see `Converter.select_categories`; None for all.
-
-    Returns:
-        What was written.
+        averaged: take the moving average of the weights.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: unsafe or damaged file, another architecture, or an output name we cannot write.
+        ValueError: unsafe or damaged file; a tensor missing, left over or of another shape; or an
+            output name we cannot write.
     """
-    _check_output(output, converter)
-    state_dict = _read(path)
+    _check_output(output, is_backbone=not converter.config)
+    weights = converter.canonical(source_weights(path, averaged=averaged))
     if category_ids is not None:
-        state_dict = converter.select_categories(state_dict, category_ids)
-    state_dict = change_batch_norm_eps(state_dict, batch_norm_eps, DETECTRON2_EPS)
-    converted = converter.to_detectron2(state_dict)
+        weights = converter.select_categories(weights, category_ids)
+    cfg, needed = model_config(converter, weights, overrides)
+    converter.check(weights, expected_tensors(converter, cfg))
+    theirs = converter.from_detectron2(converter.to_detectron2(weights))
+    ours = converter.to_detectron2(
+        change_batch_norm_eps(weights, batch_norm_eps, DETECTRON2_EPS)
+        if batch_norm_eps != DETECTRON2_EPS
+        else weights
+    )
     # A backbone goes into models that keep it under different names: let the checkpointer match.
     whole = {} if converter.config else {"matching_heuristics": True}
-    _write(output, converted, {"__author__": "torchvision", **whole})
-    return converted
+    _write(output, ours, {"__author__": converter.name, **whole})
+    return Conversion(converter, ours, theirs, cfg, needed)
 
 
-def convert_to_torchvision(
+def convert_to_theirs(
     path: str | Path,
     output: str | Path,
     converter: Converter,
     *,
     batch_norm_eps: float = DETECTRON2_EPS,
-) -> StateDict:
-    """Convert one of our weight files into a torchvision state dict; the reverse of the above."""
-    _check_output(output, None)
-    state_dict = change_batch_norm_eps(_read(path), DETECTRON2_EPS, batch_norm_eps)
-    converted = converter.from_detectron2(state_dict)
-    _write(output, converted, None)
-    return converted
+) -> Conversion:
+    """Convert one of our weight files into a state dict of the other code base."""
+    _check_output(output)
+    ours = source_weights(path)
+    theirs = converter.from_detectron2(ours)
+    theirs = change_batch_norm_eps(theirs, DETECTRON2_EPS, batch_norm_eps)
+    _write(output, theirs, None)
+    return Conversion(converter, ours, theirs, None)
 
 
-def summarise(converter: Converter, converted: StateDict, depth: int = 3) -> list[Group]:
+def source_weights(path: str | Path, *, averaged: bool = False) -> StateDict:
+    """The tensors of a weight file, out of what they are wrapped in.
+
+    They may stand alone or below "model", "state_dict" or, the moving average, one of `AVERAGES`,
+    and may all have the prefix of a parallel wrapper. The average is taken where it is asked for,
+    or where there is nothing else.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: unsafe or damaged file, no average though asked for, or something that is no
+            tensor among the weights.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no weight file {path}")
+    content = read_weights(str(path))
+    weights = content["model"]
+    averages = [found[key] for found in (content, weights) for key in AVERAGES if key in found]
+    if averages and (averaged or not any(_is_array(value) for value in weights.values())):
+        weights = averages[0]
+    elif averaged:
+        raise ValueError(
+            f"{path} holds no moving average of weights, which would stand under one of {AVERAGES};"
+            f" it holds {sorted(content)}. Leave --ema out"
+        )
+    while isinstance(inner := next((weights[k] for k in WRAPPERS if k in weights), None), Mapping):
+        weights = inner
+    if all(name.startswith(PARALLEL_PREFIX) for name in weights):
+        weights = {name.removeprefix(PARALLEL_PREFIX): value for name, value in weights.items()}
+    odd = [name for name, value in weights.items() if not _is_array(value)]
+    if odd or not weights:
+        raise ValueError(
+            f"{path} holds no plain state dict: {odd[:5] or 'it is empty'}"
+            f"{' are no tensors' if odd else ''}; expected names and tensors, alone or below "
+            "'model' or 'state_dict'"
+        )
+    return {name: torch.as_tensor(value) for name, value in weights.items()}
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def model_config(
+    converter: Converter, weights: StateDict, overrides: Sequence[str] = ()
+) -> tuple[CfgNode | None, tuple[str, ...]]:
+    """The config for weights under the other code base's names, and the overrides it needs.
+
+    These are the given ones, and the number of classes where it is not the config's. None for a
+    bare backbone.
+    """
+    if not converter.config:
+        return None, ()
+    cfg = load_config(get_config_file(converter.config), list(overrides))
+    num_classes = converter.num_classes(weights)
+    key = class_count_key(cfg)
+    if num_classes is None or num_classes == value_of(cfg, key):
+        return cfg, tuple(overrides)
+    set_num_classes(cfg, num_classes)
+    return cfg, (*overrides, key, str(num_classes))
+
+
+def expected_tensors(converter: Converter, cfg: CfgNode | None) -> StateDict:
+    """The state dict of the model of a config, without values; of the ResNet where it is None."""
+    cfg = get_cfg() if cfg is None else cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        if converter.config:
+            return build_model(cfg).state_dict()
+        cfg.MODEL.RESNETS.DEPTH = int(converter.name.removeprefix("resnet"))
+        cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
+        if cfg.MODEL.RESNETS.DEPTH < 50:
+            cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+        return build_backbone(cfg).state_dict()
+
+
+def differences(
+    conversion: Conversion, *, batch_norm_eps: float = DETECTRON2_EPS
+) -> tuple[dict[str, float], str]:
+    """The largest differences of outputs to the other code base, or why there are none."""
+    name = conversion.converter.name
+    if conversion.cfg is None:
+        return {}, "not compared: a backbone alone has no detections"
+    if conversion.converter.twin is None:
+        return {}, f"not compared: the code behind {name} is no package that can be imported"
+    try:
+        found = compare(
+            conversion.converter,
+            conversion.cfg,
+            conversion.ours,
+            conversion.theirs,
+            batch_norm_eps=batch_norm_eps,
+        )
+    except ImportError as error:
+        return {}, f"not compared: the code behind {name} is not installed ({error})"
+    return found, ""
+
+
+def summarise(conversion: Conversion, depth: int = 3) -> list[Group]:
     """Groups of converted tensors by the first `depth` parts of their names, in model order."""
     tensors: Counter[tuple[str, str]] = Counter()
     values: Counter[tuple[str, str]] = Counter()
-    for pair in converter.pairs:
-        tensor = converted[pair.detectron2 if pair.detectron2 in converted else pair.source]
+    for pair in conversion.converter.pairs:
         group = (_head(pair.source, depth), _head(pair.detectron2, depth))
         tensors[group] += 1
-        values[group] += tensor.numel()
+        values[group] += conversion.ours[pair.detectron2].numel()
     return [Group(*names, count, values[names]) for names, count in tensors.items()]
 
 
@@ -112,28 +236,23 @@ def _head(name: str, depth: int) -> str:
     return ".".join(name.split(".")[:-1][:depth])
 
 
-def _check_output(output: str | Path, converter: Converter | None) -> None:
+def _check_output(output: str | Path, *, is_backbone: bool = False) -> None:
     suffix = Path(output).suffix
     if suffix not in SUFFIXES:
         raise ValueError(f"cannot write {output}: its name must end in {' or '.join(SUFFIXES)}")
-    if converter is not None and not converter.config and suffix != ".pth":
+    if is_backbone and suffix != ".pth":
         raise ValueError(
             f"cannot write {output}: a backbone's weights are matched to the model by their names' "
             "endings, which only a .pth file can ask for; give it that ending"
         )
 
 
-def _read(path: str | Path) -> dict[str, Tensor]:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no weight file {path}")
-    weights = read_weights(str(path))["model"]
-    return {name: torch.as_tensor(value) for name, value in weights.items()}
-
-
 def _write(output: str | Path, weights: StateDict, extra: dict[str, object] | None) -> None:
     output = Path(output)
     if output.suffix == ".safetensors":
-        write_atomically(output, safetensors.torch.save(weights))
+        # It keeps no two names of one tensor.
+        own: dict[str, Tensor] = {name: tensor.clone() for name, tensor in weights.items()}
+        write_atomically(output, safetensors.torch.save(own))
     else:
         wrapped = weights if extra is None else {"model": weights, **extra}
         write_atomically(output, lambda file: torch.save(wrapped, file))

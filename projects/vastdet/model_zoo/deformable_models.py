@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vastdet.model_zoo.key_map import Converter, Layout, Pair
+from vastdet.model_zoo.key_map import ClassRows, Converter, Layout, ObjectnessRows, Pair
 from vastdet.model_zoo.torchvision_models import resnet_pairs, weight_and_bias
 
 MSDA_PARTS = ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
@@ -86,26 +86,34 @@ def layer_pairs(names: dict[str, str], source: str, ours: str) -> list[Pair]:
     return pairs
 
 
-def stack_pairs(names: LayerNames, num_encoder: int, num_decoder: int) -> list[Pair]:
-    """Every tensor of the encoder and decoder layers."""
+def stack_pairs(
+    names: LayerNames, num_encoder: int, num_decoder: int, *, source: str = "transformer."
+) -> list[Pair]:
+    """Every tensor of the encoder and decoder layers; `source` is their prefix."""
     pairs: list[Pair] = []
     for stack, layer, count in (
         ("encoder", names.encoder, num_encoder),
         ("decoder", names.decoder, num_decoder),
     ):
         for i in range(count):
-            prefix = f"transformer.{stack}.layers.{i}"
-            pairs += layer_pairs(layer, prefix, prefix)
+            name = f"{stack}.layers.{i}"
+            pairs += layer_pairs(layer, f"{source}{name}", f"transformer.{name}")
     return pairs
 
 
 HEAD_PREFIXES = ("", "transformer.decoder.")
+ONE_A_CLASS = ClassRows()
 
 
 def head_pairs(
-    kind: str, layers: Sequence[int], ours: str, *, prefixes: Sequence[str] = HEAD_PREFIXES
+    kind: str,
+    layers: Sequence[int],
+    ours: str,
+    *,
+    prefixes: Sequence[str] = HEAD_PREFIXES,
+    rows: ClassRows = ONE_A_CLASS,
 ) -> list[Pair]:
-    """One class or box head; `kind` is `class_embed` or `bbox_embed`.
+    """One class or box head; `kind` is `class_embed` or `bbox_embed`, `rows` are of the former.
 
     The files hold it under the name of every layer that it serves, and each of these names once
     for each prefix: most a second time under the decoder.
@@ -118,7 +126,7 @@ def head_pairs(
                 f"{prefix}{kind}.{layer}{part}.{tensor}" for prefix in prefixes for layer in layers
             ]
             target = f"{ours}{part}.{tensor}"
-            classes = (1, 1) if kind == "class_embed" else None
+            classes = rows if kind == "class_embed" else None
             pairs.append(Pair(first, target, classes=classes, copies=tuple(copies)))
     return pairs
 
@@ -183,7 +191,11 @@ def dino_transformer_pairs(num_encoder: int, num_decoder: int, *, num_levels: in
     return [
         Pair("transformer.level_embed", "transformer.to_tokens.level_embedding"),
         Pair("transformer.tgt_embed.weight", "transformer.query_source.content.weight"),
-        Pair("label_enc.weight", "transformer.denoising.label_embedding.weight"),
+        Pair(
+            "label_enc.weight",
+            "transformer.denoising.label_embedding.weight",
+            classes=ClassRows(after=1),
+        ),
         *original_neck_pairs(num_levels),
         *stack_pairs(ORIGINAL, num_encoder, num_decoder),
         *selection_pairs(),
@@ -226,7 +238,7 @@ def dino_converter(*, num_levels: int = 4, depth: int = 50) -> Converter:
     )
 
 
-def _with_unused_row(embedding: Tensor) -> Tensor:
+def with_unused_row(embedding: Tensor) -> Tensor:
     """An embedding (K, C) with a row of zeros for the class that is never read."""
     return torch.cat([embedding, embedding.new_zeros(1, embedding.shape[1])])
 
@@ -244,7 +256,8 @@ def dino_detrex_converter() -> Converter:
             Pair(
                 "label_enc.weight",
                 "transformer.denoising.label_embedding.weight",
-                Layout(_with_unused_row, lambda t: t[:-1]),
+                Layout(with_unused_row, lambda t: t[:-1]),
+                classes=ClassRows(),
             ),
             *detrex_neck_pairs(3, 4),
             *stack_pairs(DETREX, num_layers, num_layers),
@@ -293,7 +306,8 @@ def deformable_detr_transformer_pairs(
     for kind, ours in (("class_embed", "class_head"), ("bbox_embed", "box_head")):
         prefixes = HEAD_PREFIXES if kind in known[variant] else HEAD_PREFIXES[:1]
         for layers, place in places:
-            pairs += head_pairs(kind, layers, place.format(ours), prefixes=prefixes)
+            rows = ObjectnessRows() if "selection" in place else ClassRows()
+            pairs += head_pairs(kind, layers, place.format(ours), prefixes=prefixes, rows=rows)
     return pairs
 
 

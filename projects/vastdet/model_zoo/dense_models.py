@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """DETR under the names of the authors (facebookresearch/detr)."""
 
-from vastdet.model_zoo.key_map import Converter, Pair
+from vastdet.model_zoo.key_map import ClassRows, Converter, Pair
 from vastdet.model_zoo.torchvision_models import resnet_pairs, weight_and_bias
 
 # Our name -> theirs of the parts of a layer, but for the attentions.
@@ -55,7 +55,7 @@ def detr_transformer_pairs(num_encoder: int, num_decoder: int) -> list[Pair]:
         *weight_and_bias("input_proj", "neck.conv"),
         *dense_stack_pairs(num_encoder, num_decoder),
         *weight_and_bias("transformer.decoder.norm", "transformer.decoder.norm"),
-        *weight_and_bias("class_embed", f"{heads}.class_heads.0", classes=(1, 1)),
+        *weight_and_bias("class_embed", f"{heads}.class_heads.0", classes=ClassRows(after=1)),
         *(
             pair
             for i in range(3)
@@ -65,11 +65,7 @@ def detr_transformer_pairs(num_encoder: int, num_decoder: int) -> list[Pair]:
 
 
 def detr_converter(*, depth: int = 50) -> Converter:
-    """facebookresearch/detr with a ResNet.
-
-    Their last class row is "no object"; `select_categories` keeps it where the list of rows ends
-    with its number, 91.
-    """
+    """facebookresearch/detr with a ResNet; their last class row is "no object"."""
     return Converter(
         name=f"DETR ResNet-{depth} (facebookresearch/detr)",
         config=f"DETR/detr_R_{depth}_500ep.yaml",

@@ -11,11 +11,15 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
+from detectron2.config import CfgNode
 from torch import Tensor
 
 StateDict = dict[str, Tensor]
+# From a normalised image (3, H, W) to what can be compared, by name; see `vastdet.model_zoo.probe`.
+Network = Callable[[Tensor], dict[str, Tensor]]
 MAX_LISTED = 12
 
 
@@ -66,6 +70,35 @@ def sizes_first(num_sizes: int, num_ratios: int) -> Layout:
     )
 
 
+class ClassRows(NamedTuple):
+    """Where the classes are on the first axis: outer x (before + K + after) x inner rows.
+
+    Attributes:
+        outer: blocks that each hold all classes, such as anchors.
+        inner: rows of one class, such as its four box coordinates.
+        before: rows of a block ahead of the classes, such as background.
+        after: rows of a block behind the classes, such as "no object".
+    """
+
+    outer: int = 1
+    inner: int = 1
+    before: int = 0
+    after: int = 0
+
+    def selected(self, num_rows: int, category_ids: Sequence[int]) -> list[int]:
+        """Rows of a block of `num_rows` that remain when only some categories are kept."""
+        last = num_rows - self.after
+        return [*range(self.before), *category_ids, *range(last, num_rows)]
+
+
+class ObjectnessRows(ClassRows):
+    """Class rows of which only the first is read, as "is an object" (Zhu et al. 2021, A.4)."""
+
+    def selected(self, num_rows: int, category_ids: Sequence[int]) -> list[int]:
+        """The first rows, as many as categories are kept."""
+        return list(range(len(category_ids)))
+
+
 @dataclass(frozen=True)
 class Pair:
     """One tensor under its two names.
@@ -75,16 +108,28 @@ class Pair:
         detectron2: name in a Detectron2 model.
         layout: difference in shape or order.
         aliases: names that older releases of the other code base used.
-        classes: (outer, inner) if the first axis is outer x K x inner, else None.
+        classes: `ClassRows` or the start of one if the first axis has a row a class, else None.
         copies: further names of the same tensor in the other code base, where layers share it.
+        parts: names of equal parts that the other code base keeps apart; joined along the first
+            axis they are `source`, which then is a name that no file has.
+        stand_in: the `source` whose tensor this one equals where a file has it only once.
     """
 
     source: str
     detectron2: str
     layout: Layout = SAME
     aliases: tuple[str, ...] = ()
-    classes: tuple[int, int] | None = None
+    classes: tuple[int, ...] | None = None
     copies: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+    stand_in: str = ""
+
+    @property
+    def class_rows(self) -> ClassRows | None:
+        """`classes`, whole."""
+        if self.classes is None or isinstance(self.classes, ClassRows):
+            return self.classes
+        return ClassRows(*self.classes)
 
 
 @dataclass(frozen=True)
@@ -97,7 +142,9 @@ class Converter:
         pairs: every tensor of the model.
         constants: tensors that only the Detectron2 model has, with the value they are fixed at.
         ignored: endings of names that carry nothing a detector needs.
-        has_background: row 0 of the class axis is background, so category ids count from 1.
+        twin: builds the other code base's network from our config, its own weights and the epsilon
+            of its batch norms; raises ImportError where that code base is not installed. None
+            where it is no package.
     """
 
     name: str
@@ -105,15 +152,78 @@ class Converter:
     pairs: tuple[Pair, ...]
     constants: Mapping[str, Tensor] = field(default_factory=dict)
     ignored: tuple[str, ...] = ("num_batches_tracked",)
-    has_background: bool = False
+    twin: Callable[[CfgNode, StateDict, float], Network] | None = None
 
     @cached_property
     def _by_source(self) -> dict[str, Pair]:
-        return {name: pair for pair in self.pairs for name in (pair.source, *pair.aliases)}
+        return {pair.source: pair for pair in self.pairs}
 
-    @cached_property
-    def _source_of_copy(self) -> dict[str, str]:
-        return {copy: pair.source for pair in self.pairs for copy in pair.copies}
+    def canonical(self, state_dict: Mapping[str, Tensor]) -> StateDict:
+        """The tensors under their newest names, each once, parts joined; other names stay.
+
+        Raises:
+            ValueError: a tensor is given under two names, or differs from its copy.
+        """
+        found = {n: t for n, t in state_dict.items() if not n.endswith(self.ignored)}
+        for pair in self.pairs:
+            for alias in pair.aliases:
+                if alias in found:
+                    if pair.source in found:
+                        raise ValueError(f"{pair.source} is given twice: once under an older name")
+                    found[pair.source] = found.pop(alias)
+            for copy in pair.copies:
+                if copy in found:
+                    tensor = found.pop(copy)
+                    self._check_copy(pair, copy, found.setdefault(pair.source, tensor), tensor)
+            parts = [found[part] for part in pair.parts if part in found]
+            if pair.parts and len(parts) == len(pair.parts):
+                if len({part.shape for part in parts}) != 1 or not parts[0].dim():
+                    shapes = [tuple(part.shape) for part in parts]
+                    raise ValueError(f"{pair.parts} have the shapes {shapes}; expected equal ones")
+                found[pair.source] = torch.cat(parts)
+                for part in pair.parts:
+                    del found[part]
+            if pair.source not in found and pair.stand_in in found:
+                found[pair.source] = found[pair.stand_in]
+        return found
+
+    def check(self, state_dict: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> None:
+        """Hold every tensor of the other code base against a model of ours.
+
+        Args:
+            state_dict: as `to_detectron2` takes it.
+            model: the state dict of the Detectron2 model, of any device, the meta device too.
+
+        Raises:
+            ValueError: a tensor is missing, left over or has another shape; all are listed. Or the
+                model has other tensors than the table.
+        """
+        found = self.canonical(state_dict)
+        targets = {pair.detectron2 for pair in self.pairs} | self.constants.keys()
+        if targets != model.keys():
+            odd = sorted(targets ^ model.keys())
+            raise ValueError(
+                f"the names of {self.name} were written for another model than this config builds: "
+                f"{len(odd)} tensors are in one of them only, such as {odd[0]}; use the config "
+                f"{self.config} without changes of its layers"
+            )
+        wrong = []
+        for pair in self.pairs:
+            expected = pair.layout.from_detectron2(model[pair.detectron2]).shape
+            if pair.source in found and found[pair.source].shape != expected:
+                shape = tuple(found[pair.source].shape)
+                wrong.append(f"{pair.source}: {shape}, expected {tuple(expected)}")
+        self._raise_if_incomplete(*self._differences(found), wrong)
+
+    def num_classes(self, state_dict: Mapping[str, Tensor]) -> int | None:
+        """K of weights under the other code base's names; None if none of them tells."""
+        found = self.canonical(state_dict)
+        for pair in self.pairs:
+            rows = pair.class_rows
+            if rows is not None and pair.source in found and found[pair.source].dim():
+                num_rows = len(found[pair.source]) // (rows.outer * rows.inner)
+                return num_rows - rows.before - rows.after
+        return None
 
     def to_detectron2(self, state_dict: Mapping[str, Tensor]) -> StateDict:
         """Detectron2's state dict of the same network.
@@ -122,19 +232,12 @@ class Converter:
             ValueError: a tensor is missing, left over, given under two names, or differs from its
                 copy.
         """
-        converted: StateDict = {}
-        relevant = self._without_copies(self._relevant(state_dict))
-        for name, tensor in relevant.items():
-            pair = self._by_source.get(name)
-            if pair is None:
-                continue
-            if pair.detectron2 in converted:
-                raise ValueError(f"{pair.source} is given twice: once under an older name")
-            converted[pair.detectron2] = pair.layout.to_detectron2(tensor).contiguous()
-        expected = {pair.detectron2: pair.source for pair in self.pairs}
-        missing = [source for target, source in expected.items() if target not in converted]
-        left_over = [n for n in relevant if n not in self._by_source]
-        self._raise_if_incomplete(missing, left_over)
+        found = self.canonical(state_dict)
+        self._raise_if_incomplete(*self._differences(found))
+        converted = {
+            pair.detectron2: pair.layout.to_detectron2(found[pair.source]).contiguous()
+            for pair in self.pairs
+        }
         converted.update({name: value.clone() for name, value in self.constants.items()})
         return converted
 
@@ -145,22 +248,26 @@ class Converter:
             ValueError: a tensor is missing or left over, or one that the other code base fixes at
                 a constant has learnt another value.
         """
-        relevant = self._relevant(state_dict)
+        relevant = {n: t for n, t in state_dict.items() if not n.endswith(self.ignored)}
         for name, value in self.constants.items():
             learnt = relevant.pop(name, value)
             if learnt.shape != value.shape or not bool((learnt == value).all()):
                 raise ValueError(
-                    f"{name} is {learnt.tolist()}, but {self.name} has no such parameter: it "
-                    f"behaves as {value.tolist()}; this model cannot be written as one"
+                    f"{name} is {_shortened(learnt)}, but {self.name} has no such parameter: it "
+                    f"behaves as {_shortened(value)}; this model cannot be written as one"
                 )
         by_target = {pair.detectron2: pair for pair in self.pairs}
         missing = [target for target in by_target if target not in relevant]
         self._raise_if_incomplete(missing, [name for name in relevant if name not in by_target])
-        return {
-            name: pair.layout.from_detectron2(relevant[pair.detectron2]).contiguous()
-            for pair in self.pairs
-            for name in (pair.source, *pair.copies)
-        }
+        written: StateDict = {}
+        for pair in self.pairs:
+            tensor = pair.layout.from_detectron2(relevant[pair.detectron2]).contiguous()
+            if pair.parts:
+                chunks = tensor.chunk(len(pair.parts))
+                written.update(zip(pair.parts, (c.contiguous() for c in chunks), strict=True))
+            else:
+                written.update(dict.fromkeys((pair.source, *pair.copies), tensor))
+        return written
 
     def select_categories(
         self, state_dict: Mapping[str, Tensor], category_ids: Sequence[int]
@@ -168,63 +275,80 @@ class Converter:
         """The other code base's state dict with only some categories, in the order given.
 
         Published COCO weights have a row for each COCO id from 0 to 90, ten of them unused; the 80
-        ids of the dataset make the contiguous rows that Detectron2 models have. Sigmoid scores stay
-        as they are; softmax scores grow by the share of the dropped rows.
+        ids of the dataset make the contiguous rows that Detectron2 models have. Rows ahead of and
+        behind the classes stay. Sigmoid scores stay as they are; softmax scores grow by the share
+        of the dropped rows.
 
         Args:
             state_dict: as `to_detectron2` takes it.
-            category_ids: row numbers to keep, background not among them.
+            category_ids: ids to keep. An id is a row number, counted with the rows ahead of it, so
+                that torchvision's row 0, background, is no category.
 
         Raises:
-            ValueError: a row number is outside the tensors.
+            ValueError: an id is outside the tensors.
         """
-        rows = [0, *category_ids] if self.has_background else list(category_ids)
-        selected = dict(state_dict)
-        for name, tensor in state_dict.items():
-            pair = self._by_source.get(name)
-            if pair is None or pair.classes is None:
+        selected = self.canonical(state_dict)
+        for name, pair in self._by_source.items():
+            tensor = selected.get(name)
+            rows = pair.class_rows
+            if tensor is None or rows is None or not tensor.dim():
                 continue
-            outer, inner = pair.classes
-            num_rows = tensor.shape[0] // (outer * inner)
-            if min(rows) < 0 or max(rows) >= num_rows:
+            num_rows, rest = divmod(len(tensor), rows.outer * rows.inner)
+            if rest:
+                continue  # Of another shape than the model's, which `check` says better.
+            if min(category_ids) < rows.before or max(category_ids) >= num_rows - rows.after:
                 raise ValueError(
-                    f"{name} has {num_rows} class rows, but category ids up to {max(rows)} were "
-                    "asked for; the weights are not of that dataset"
+                    f"{name} has {num_rows} class rows, but category ids up to {max(category_ids)} "
+                    "were asked for; the weights are not of that dataset"
                 )
-            grid = tensor.reshape(outer, num_rows, inner, *tensor.shape[1:])
-            selected[name] = grid[:, rows].reshape(-1, *tensor.shape[1:])
+            grid = tensor.reshape(rows.outer, num_rows, rows.inner, *tensor.shape[1:])
+            kept = rows.selected(num_rows, category_ids)
+            selected[name] = grid[:, kept].reshape(-1, *tensor.shape[1:])
         return selected
 
-    def _relevant(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {n: t for n, t in state_dict.items() if not n.endswith(self.ignored)}
+    def _check_copy(self, pair: Pair, copy: str, first: Tensor, second: Tensor) -> None:
+        if first.shape != second.shape or not torch.equal(first, second):
+            raise ValueError(
+                f"{pair.source} and {copy} differ, but {self.name} shares them: these weights "
+                "are of another variant"
+            )
 
-    def _without_copies(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        for copy, source in self._source_of_copy.items():
-            if copy in state_dict and source in state_dict:
-                first, second = state_dict[source], state_dict[copy]
-                if first.shape != second.shape or not torch.equal(first, second):
-                    raise ValueError(
-                        f"{source} and {copy} differ, but {self.name} shares them: these weights "
-                        "are of another variant"
-                    )
-        return {n: t for n, t in state_dict.items() if n not in self._source_of_copy}
+    def _differences(self, found: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
+        """What is missing and what is left over in a canonical state dict."""
+        missing = []
+        partial: set[str] = set()
+        for pair in self.pairs:
+            if pair.source not in found:
+                missing += [part for part in pair.parts or (pair.source,) if part not in found]
+                partial.update(pair.parts)
+        left_over = [n for n in found if n not in self._by_source and n not in partial]
+        return missing, left_over
 
-    def _raise_if_incomplete(self, missing: list[str], left_over: list[str]) -> None:
-        if not missing and not left_over:
-            return
-        lines = [f"this is not the state dict of {self.name}:"]
+    def _raise_if_incomplete(
+        self, missing: Sequence[str], left_over: Sequence[str], wrong: Sequence[str] = ()
+    ) -> None:
+        lines = []
         for title, names, others in (
             ("missing", missing, left_over),
             ("left over", left_over, missing),
+            ("of another shape", wrong, ()),
         ):
             if names:
                 lines.append(f"  {title}: {len(names)}")
                 lines += [f"    {name}{_suggestion(name, others)}" for name in names[:MAX_LISTED]]
                 lines += [f"    and {len(names) - MAX_LISTED} more"][: len(names) > MAX_LISTED]
-        raise ValueError("\n".join(lines))
+        if lines:
+            raise ValueError("\n".join([f"this is not the state dict of {self.name}:", *lines]))
 
 
-def _suggestion(name: str, candidates: list[str]) -> str:
+def _shortened(tensor: Tensor) -> str:
+    """The values of a small tensor, the shape and the range of a large one."""
+    if tensor.numel() <= MAX_LISTED:
+        return str(tensor.tolist())
+    return f"{tuple(tensor.shape)} from {tensor.min():g} to {tensor.max():g}"
+
+
+def _suggestion(name: str, candidates: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, candidates, n=1, cutoff=0.75)
     return f" (perhaps {close[0]})" if close else ""
 

@@ -5,11 +5,13 @@ Names and orders were read off the two code bases' modules; tests/model_zoo comp
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from vastdet.model_zoo.key_map import (
     SAME,
+    ClassRows,
     Converter,
     Layout,
     Pair,
@@ -17,6 +19,7 @@ from vastdet.model_zoo.key_map import (
     foreground_only,
     sizes_first,
 )
+from vastdet.model_zoo.twins import torchvision_detector
 
 # Blocks of the four stages and convolutions of a block (He et al. 2016, table 1).
 RESNETS: dict[int, tuple[tuple[int, int, int, int], int]] = {
@@ -38,7 +41,7 @@ def weight_and_bias(
     *,
     layout: Layout = SAME,
     alias: str = "",
-    classes: tuple[int, int] | None = None,
+    classes: tuple[int, ...] | None = None,
 ) -> list[Pair]:
     """The two tensors of a linear layer, a convolution or a norm; arguments as in `Pair`."""
     return [
@@ -105,6 +108,13 @@ def _detector_backbone_pairs() -> list[Pair]:
     return resnet_pairs(50, "backbone.body.", "backbone.bottom_up.")
 
 
+def _detector(
+    name: str, config: str, pairs: list[Pair], constants: dict[str, torch.Tensor] | None = None
+) -> Converter:
+    twin = partial(torchvision_detector, name)
+    return Converter(name, config, tuple(pairs), constants=constants or {}, twin=twin)
+
+
 def faster_rcnn() -> Converter:
     """`fasterrcnn_resnet50_fpn`: ResNet-50 FPN, RPN, two-layer box head (v1 of the builder)."""
     rpn = "proposal_generator.rpn_head"
@@ -120,21 +130,16 @@ def faster_rcnn() -> Converter:
             "roi_heads.box_predictor.cls_score",
             "roi_heads.box_predictor.cls_score",
             layout=background_last(),
-            classes=(1, 1),
+            classes=ClassRows(before=1),
         ),
         *weight_and_bias(
             "roi_heads.box_predictor.bbox_pred",
             "roi_heads.box_predictor.bbox_pred",
             layout=foreground_only(4),
-            classes=(1, 4),
+            classes=ClassRows(inner=4, before=1),
         ),
     ]
-    return Converter(
-        "fasterrcnn_resnet50_fpn",
-        "torchvision/faster_rcnn_R_50_FPN",
-        tuple(pairs),
-        has_background=True,
-    )
+    return _detector("fasterrcnn_resnet50_fpn", "torchvision/faster_rcnn_R_50_FPN", pairs)
 
 
 def retinanet() -> Converter:
@@ -153,7 +158,7 @@ def retinanet() -> Converter:
         classes=(NUM_SIZES * NUM_RATIOS, 1),
     )
     pairs += weight_and_bias("head.regression_head.bbox_reg", "head.bbox_pred", layout=anchors)
-    return Converter("retinanet_resnet50_fpn", "torchvision/retinanet_R_50_FPN", tuple(pairs))
+    return _detector("retinanet_resnet50_fpn", "torchvision/retinanet_R_50_FPN", pairs)
 
 
 def fcos() -> Converter:
@@ -168,12 +173,8 @@ def fcos() -> Converter:
     )
     pairs += weight_and_bias("head.regression_head.bbox_reg", "head.bbox_pred")
     pairs += weight_and_bias("head.regression_head.bbox_ctrness", "head.centerness")
-    return Converter(
-        "fcos_resnet50_fpn",
-        "torchvision/fcos_R_50_FPN",
-        tuple(pairs),
-        constants={"head.scales": torch.ones(NUM_LEVELS)},
-    )
+    scales = {"head.scales": torch.ones(NUM_LEVELS)}
+    return _detector("fcos_resnet50_fpn", "torchvision/fcos_R_50_FPN", pairs, scales)
 
 
 def resnet(depth: int) -> Converter:

@@ -19,7 +19,7 @@ class PublishedWeights:
 
     Attributes:
         url: the original file.
-        converter: the `--architecture` of tools/convert_checkpoint.py that turns it into ours.
+        converter: the `--model` of tools/convert_checkpoint.py that turns it into ours.
         batch_norm_eps: epsilon the weights were trained with, for the converter.
         box_ap: COCO val2017 box AP in percent, as its publisher states it.
     """
@@ -82,7 +82,7 @@ def how_to_get(name: str) -> str:
     if published is None:
         return "no weights are published for it: train it with tools/train_net.py"
     return (
-        f"download {published.url} and run tools/convert_checkpoint.py --from torchvision "
-        f"--architecture {published.converter} --batch-norm-eps {published.batch_norm_eps:g} "
-        f"--coco-categories --input <file> --output <folder>/{name}.safetensors"
+        f"download {published.url} and run tools/convert_checkpoint.py <file> "
+        f"--model {published.converter} --batch-norm-eps {published.batch_norm_eps:g} "
+        f"--coco-categories --out <folder>/{name}.safetensors"
     )

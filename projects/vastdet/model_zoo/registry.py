@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every network whose published weights can be converted, by the name that the tool takes.
+
+To add one: write a function that returns its `Converter`, a table with one `Pair` a tensor (see
+`deformable_models.py`), and add a line to `CONVERTERS`. The name is that of our config up to the
+number of epochs; a code base other than the authors' is its ending. The table decides about the
+rest by itself: the tool builds the model of `Converter.config` and holds every tensor against it.
+State in the table
+
+* `classes` of every tensor that has a row a class: label embeddings (`ClassRows(after=1)` where one
+  row more is never read), heads with "no object" (`after=1`), and proposal heads of which the first
+  row alone is read (`ObjectnessRows`), or --coco-categories picks the wrong rows;
+* `copies` where the files hold a tensor under several names;
+* `aliases` where older files have another name, `parts` where they keep what is one tensor in ours
+  in several;
+* `constants` for what only our model has;
+* `twin` where the other code base can be imported, so that the tool compares outputs (`twins.py`).
+"""
+
+import difflib
+from collections.abc import Callable
+from functools import partial
+
+from vastdet.model_zoo import deformable_models, mmdet_models, torchvision_models
+from vastdet.model_zoo.key_map import Converter
+from vastdet.model_zoo.transformers_models import deformable_detr_transformers_converter
+
+CONVERTERS: dict[str, Callable[[], Converter]] = {
+    "dino_R_50_4scale": deformable_models.dino_converter,
+    "dino_R_50_4scale_detrex": deformable_models.dino_detrex_converter,
+    "dino_R_50_4scale_mmdet": mmdet_models.dino_mmdet_converter,
+    "fasterrcnn_resnet50_fpn": torchvision_models.faster_rcnn,
+    "retinanet_resnet50_fpn": torchvision_models.retinanet,
+    "fcos_resnet50_fpn": torchvision_models.fcos,
+}
+for _depth in torchvision_models.RESNETS:
+    CONVERTERS[f"resnet{_depth}"] = partial(torchvision_models.resnet, _depth)
+for _variant in ("plain", "refined", "two_stage"):
+    for _ending, _make in (
+        ("", deformable_models.deformable_detr_converter),
+        ("_mmdet", mmdet_models.deformable_detr_mmdet_converter),
+        ("_transformers", deformable_detr_transformers_converter),
+    ):
+        CONVERTERS[f"deformable_detr_R_50_{_variant}{_ending}"] = partial(_make, _variant)
+
+
+def find_converter(name: str) -> Converter:
+    """The converter of a name.
+
+    Raises:
+        ValueError: no converter has this name; the message lists the closest names, or all.
+    """
+    if name in CONVERTERS:
+        return CONVERTERS[name]()
+    close = difflib.get_close_matches(name, CONVERTERS, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"expected one of {known_names()}"
+    raise ValueError(f"no weights are known as {name!r}; {hint}")
+
+
+def known_names() -> list[str]:
+    """All names, sorted."""
+    return sorted(CONVERTERS)
