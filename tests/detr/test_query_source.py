@@ -5,7 +5,12 @@ import torch
 
 from vastdet.detr.heads import box_head, class_head
 from vastdet.detr.query_selection import TokenSelection
-from vastdet.detr.query_source import MixedQueries, SelectedQueries
+from vastdet.detr.query_source import (
+    LearnedAnchors,
+    LearnedCenters,
+    MixedQueries,
+    SelectedQueries,
+)
 from vastdet.detr.tokens import Tokens, flatten_maps
 
 
@@ -45,3 +50,26 @@ def test_selected_queries_are_the_best_tokens_without_a_gradient() -> None:
     assert proposals is not None
     assert torch.equal(proposals.logits, selected.predictions.logits)
     assert proposals.logits.requires_grad
+
+
+def test_centres_follow_from_learned_positions() -> None:
+    torch.manual_seed(0)
+    source = LearnedCenters(32, 5)
+    queries, proposals = source(tokens())
+    assert proposals is None
+    assert not queries.content.any()
+    assert torch.equal(queries.position[1], source.embedding.weight)
+    expected = source.ref_point_head(source.embedding.weight).sigmoid()
+    torch.testing.assert_close(queries.boxes, expected.expand(2, 5, 2))
+    assert queries.boxes.requires_grad
+
+
+def test_anchors_are_learned_boxes() -> None:
+    torch.manual_seed(0)
+    source = LearnedAnchors(32, 5)
+    queries, proposals = source(tokens())
+    assert proposals is None
+    assert queries.content.shape == (2, 5, 32)
+    assert not queries.content.any()
+    assert torch.equal(queries.boxes[1], source.embedding.weight.sigmoid())
+    assert queries.boxes.requires_grad

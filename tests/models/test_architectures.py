@@ -128,6 +128,14 @@ def rt_detr(cfg: CfgNode, num_points: list[int]) -> None:
     node.DENOISING.NUM_QUERIES = 10
 
 
+def conditional_detr(cfg: CfgNode) -> None:
+    set_prediction(cfg, "ConditionalDETR", cfg.MODEL.CONDITIONAL_DETR)
+
+
+def dab_detr(cfg: CfgNode) -> None:
+    set_prediction(cfg, "DABDETR", cfg.MODEL.DAB_DETR)
+
+
 def cascade_rcnn(cfg: CfgNode) -> None:
     faster_rcnn_fpn(cfg)
     cfg.MODEL.ROI_HEADS.NAME = "CascadeROIHeads"
@@ -152,6 +160,13 @@ class Architecture:
     # Prefixes of parameters whose gradient is zero on images as small as these.
     idle: tuple[str, ...] = ()
 
+
+# Where contents start at zero, all queries of the first layer hold the same: who looks at whom does
+# not matter yet, and there is nothing to project.
+EMPTY_CONTENTS = tuple(
+    f"transformer.decoder.layers.0.self_attn.{name}"
+    for name in ("query_content", "query_position", "key_content", "key_position", "value.weight")
+)
 
 ARCHITECTURES = [
     Architecture("FCOS", fcos),
@@ -183,6 +198,16 @@ ARCHITECTURES = [
             learning_rate=0.02,
         )
         for name, num_points in (("RT-DETR", [4, 4, 4]), ("RT-DETRv2", [4, 2, 1]))
+    ),
+    Architecture(
+        "Conditional DETR",
+        conditional_detr,
+        padding_invariant=True,
+        learning_rate=0.005,
+        idle=EMPTY_CONTENTS,
+    ),
+    Architecture(
+        "DAB-DETR", dab_detr, padding_invariant=True, learning_rate=0.005, idle=EMPTY_CONTENTS
     ),
     Architecture("Faster R-CNN FPN", faster_rcnn_fpn),
     # Batch norm of two images makes its first steps rough.

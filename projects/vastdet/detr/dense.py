@@ -4,7 +4,10 @@
 B images, S tokens, Q queries, C channels.
 """
 
-from torch import Tensor
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
 
 from vastdet.detr.decoder import DecoderLayer, QuerySelfAttention, QueryState
 from vastdet.detr.encoder import Encoder, EncoderLayer
@@ -36,19 +39,30 @@ def blocked_keys(tokens: Tokens) -> Tensor:
     return tokens.padding_mask[:, None, None]
 
 
-def dense_encoder(
-    num_layers: int, *, embed_dim: int, num_heads: int, feedforward_dim: int, dropout: float = 0.0
-) -> Encoder:
+def dense_encoder_layers(
+    num_layers: int,
+    *,
+    embed_dim: int,
+    num_heads: int,
+    feedforward_dim: int,
+    dropout: float = 0.0,
+    activation: Callable[[], nn.Module] = nn.ReLU,
+) -> list[EncoderLayer]:
     """Layers of dense self-attention; `dropout` acts on attention weights too."""
-    return Encoder(
+    return [
         EncoderLayer(
             DenseSelfAttention(embed_dim, num_heads, dropout=dropout),
-            FeedForward(embed_dim, feedforward_dim, dropout=dropout),
+            FeedForward(embed_dim, feedforward_dim, dropout=dropout, activation=activation),
             embed_dim=embed_dim,
             dropout=dropout,
         )
         for _ in range(num_layers)
-    )
+    ]
+
+
+def dense_encoder(num_layers: int, **sizes: Any) -> Encoder:
+    """A stack of `dense_encoder_layers`."""
+    return Encoder(dense_encoder_layers(num_layers, **sizes))
 
 
 def dense_decoder_layer(

@@ -5,10 +5,12 @@ B images, S tokens, C channels, L levels.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from vastdet.detr.tokens import Tokens
+from vastdet.layers.mlp import xavier_mlp
 from vastdet.layers.ms_deform_attn import MultiScaleDeformableAttention
 
 
@@ -64,4 +66,26 @@ class Encoder(nn.Module):
         references = tokens.cell_references()
         for layer in self.layers:
             tokens = layer(tokens, references)
+        return tokens
+
+
+class PositionScalingEncoder(Encoder):
+    """Before each layer, what a cell holds decides how much each channel of its position counts.
+
+    One scale serves all layers, and none is left on the result (Liu et al. 2022, DAB-DETR, the
+    authors' code).
+    """
+
+    def __init__(self, layers: Iterable[nn.Module], *, embed_dim: int) -> None:
+        """Take the layers, first to last, of width `embed_dim`."""
+        super().__init__(layers)
+        self.position_scale = xavier_mlp(embed_dim, embed_dim, embed_dim, 2)
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        """The tokens with the values of the last layer, and their positions as they came."""
+        references = tokens.cell_references()
+        for layer in self.layers:
+            positions = tokens.positions * self.position_scale(tokens.values)
+            scaled = replace(tokens, positions=positions)
+            tokens = tokens.with_values(layer(scaled, references).values)
         return tokens

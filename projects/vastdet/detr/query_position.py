@@ -9,7 +9,7 @@ import math
 from torch import Tensor, nn
 
 from vastdet.detr.tokens import Tokens
-from vastdet.layers.mlp import MLP
+from vastdet.layers.mlp import MLP, xavier_mlp
 from vastdet.layers.positions import sine_features
 
 
@@ -27,11 +27,8 @@ def box_sine_features(boxes: Tensor, num_features: int) -> Tensor:
     return sine_features(boxes[..., order] * (2 * math.pi), num_features, 10000.0)
 
 
-class BoxPosition(nn.Module):
-    """An MLP over the sine features of the reference box (Liu et al. 2022, DAB-DETR, Eq. 8).
-
-    The box is read as a share of the finest level with its padding, as in DINO's code.
-    """
+class AnchorPosition(nn.Module):
+    """An MLP over the sine features of the reference box (Liu et al. 2022, DAB-DETR, 4.2)."""
 
     def __init__(self, embed_dim: int) -> None:
         """`embed_dim` is C, a multiple of 4."""
@@ -40,10 +37,18 @@ class BoxPosition(nn.Module):
         self.ref_point_head = MLP(2 * embed_dim, embed_dim, embed_dim, 2)
 
     def forward(self, boxes: Tensor, content: Tensor, layer: int, memory: Tokens) -> Tensor:
+        """Reference boxes (B, Q, 4) to positions (B, Q, C); all else does not matter."""
+        features = box_sine_features(boxes, self.num_features)
+        return self.ref_point_head(features.to(content.dtype))
+
+
+class BoxPosition(AnchorPosition):
+    """Reads the box as a share of the finest level with its padding, as in DINO's code."""
+
+    def forward(self, boxes: Tensor, content: Tensor, layer: int, memory: Tokens) -> Tensor:
         """Reference boxes (B, Q, 4) to positions (B, Q, C); content and layer do not matter."""
         ratios = memory.valid_ratios[:, :1].repeat(1, 1, 2)
-        features = box_sine_features(boxes * ratios, self.num_features)
-        return self.ref_point_head(features.to(content.dtype))
+        return super().forward(boxes * ratios, content, layer, memory)
 
 
 class BoxMLP(nn.Module):
@@ -52,9 +57,7 @@ class BoxMLP(nn.Module):
     def __init__(self, embed_dim: int) -> None:
         """`embed_dim` is C; the hidden layer is twice as wide."""
         super().__init__()
-        self.mlp = MLP(4, 2 * embed_dim, embed_dim, 2)
-        for layer in self.mlp.layers:
-            nn.init.xavier_uniform_(layer.weight)
+        self.mlp = xavier_mlp(4, 2 * embed_dim, embed_dim, 2)
 
     def forward(self, boxes: Tensor, content: Tensor, layer: int, memory: Tokens) -> Tensor:
         """Reference boxes (B, Q, 4) to positions (B, Q, C); all else does not matter."""

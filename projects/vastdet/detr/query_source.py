@@ -7,12 +7,14 @@ B images, Q queries, C channels. Boxes are CXCYWH as shares of the image, points
 """
 
 import math
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from vastdet.detr.query_selection import ObjectnessSelection, TokenSelection
 from vastdet.detr.structures import LayerPredictions, Queries
 from vastdet.detr.tokens import Tokens
+from vastdet.layers.mlp import xavier_mlp
 from vastdet.layers.positions import sine_features
 
 
@@ -33,6 +35,40 @@ class LearnedPositions(nn.Module):
         position = position.expand(len(memory.values), -1, -1)
         content = position.new_zeros(position.shape)
         return Queries(content, content[..., :0], position=position), None
+
+
+class LearnedCenters(LearnedPositions):
+    """As above, with a point that follows from the position (Meng et al. 2021, section 3.3)."""
+
+    def __init__(self, embed_dim: int, num_queries: int) -> None:
+        """`embed_dim` is C, `num_queries` Q."""
+        super().__init__(embed_dim, num_queries)
+        self.ref_point_head = xavier_mlp(embed_dim, embed_dim, 2, 2)
+
+    def forward(self, memory: Tokens) -> tuple[Queries, LayerPredictions | None]:
+        """The same queries for every image, and no proposals."""
+        queries, proposals = super().forward(memory)
+        points = self.ref_point_head(queries.position).float().sigmoid()
+        return replace(queries, boxes=points), proposals
+
+
+class LearnedAnchors(nn.Module):
+    """Queries of zero content at learned boxes (Liu et al. 2022, DAB-DETR, section 4.2).
+
+    `embedding` holds the logits of the boxes; positions are left to the decoder.
+    """
+
+    def __init__(self, embed_dim: int, num_queries: int) -> None:
+        """`embed_dim` is C, `num_queries` Q."""
+        super().__init__()
+        self.embed_dim = embed_dim
+        self.embedding = nn.Embedding(num_queries, 4)
+
+    def forward(self, memory: Tokens) -> tuple[Queries, LayerPredictions | None]:
+        """The same queries for every image, and no proposals."""
+        boxes = self.embedding.weight.float().sigmoid().expand(len(memory.values), -1, -1)
+        content = memory.values.new_zeros(*boxes.shape[:2], self.embed_dim)
+        return Queries(content, boxes), None
 
 
 class LearnedPoints(nn.Module):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dense multi-head attention with the parameters of torch's, on scaled_dot_product_attention.
 
-B images, Q queries, S keys, C channels, H heads, D = C / H.
+B images, Q queries, S keys, C channels, E channels of queries and keys, H heads.
 """
 
 import torch
@@ -66,15 +66,46 @@ class MultiheadAttention(nn.Module):
                 self.in_proj_bias[width : 2 * width],
             )
         v = F.linear(value, self.in_proj_weight[2 * width :], self.in_proj_bias[2 * width :])
-        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
-        out = F.scaled_dot_product_attention(
+        out = attend(
             q,
             k,
             v,
-            attn_mask=attention_mask(blocked, bias, q.dtype),
-            dropout_p=self.dropout if self.training else 0.0,
+            num_heads=self.num_heads,
+            blocked=blocked,
+            bias=bias,
+            dropout=self.dropout if self.training else 0.0,
         )
-        return self.out_proj(out.transpose(1, 2).flatten(-2))
+        return self.out_proj(out)
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    num_heads: int,
+    blocked: Tensor | None = None,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """What each head sees, side by side.
+
+    Args:
+        query: (B, Q, E), projected already; each head has E / H channels of it.
+        key: (B, S, E).
+        value: (B, S, C).
+        num_heads: H.
+        blocked: see `MultiheadAttention.forward`.
+        bias: see `MultiheadAttention.forward`.
+        dropout: share of the attention weights that is dropped.
+
+    Returns:
+        (B, Q, C).
+    """
+    q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
+    mask = attention_mask(blocked, bias, q.dtype)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    return out.transpose(1, 2).flatten(-2)
 
 
 def attention_mask(

@@ -23,6 +23,14 @@ class MLP(nn.Module):
         return self.layers[-1](x)
 
 
+def xavier_mlp(input_dim: int, hidden_dim: int, output_dim: int, num_layers: int) -> MLP:
+    """An MLP whose weights start as those of the authors' transformers do, by Glorot's rule."""
+    mlp = MLP(input_dim, hidden_dim, output_dim, num_layers)
+    for layer in mlp.layers:
+        nn.init.xavier_uniform_(layer.weight)
+    return mlp
+
+
 class FeedForward(nn.Module):
     """The two-layer block of a transformer layer: `linear2(activation(linear1(x)))`."""
 

@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 from detectron2.config import CfgNode
 
+from vastdet.models.conditional_detr import add_conditional_detr_config
+from vastdet.models.dab_detr import add_dab_detr_config
 from vastdet.models.deformable_detr import add_deformable_detr_config
 from vastdet.models.detr import add_detr_config
 from vastdet.models.dino import add_dino_config
@@ -19,4 +21,6 @@ ARCHITECTURE_CONFIGS: tuple[Callable[[CfgNode], None], ...] = (
     add_detr_config,
     add_deformable_detr_config,
     add_rt_detr_config,
+    add_conditional_detr_config,
+    add_dab_detr_config,
 )
