@@ -23,8 +23,8 @@ from vastdet.model_zoo.probe import compare
 
 DETECTRON2_EPS = 1e-5  # detectron2.layers.FrozenBatchNorm2d and torch.nn.BatchNorm2d
 SUFFIXES = (".safetensors", ".pth")
-# Under which a checkpoint keeps the moving average of its weights.
-AVERAGES = ("ema", "ema_model", "model_ema")
+# Where a checkpoint has the moving average of its weights, in RT-DETR, DINO, timm and detrex.
+AVERAGES = ("ema", "ema_model", "model_ema", "ema_state")
 WRAPPERS = ("module", "model", "state_dict")
 PARALLEL_PREFIX = "module."
 

@@ -55,8 +55,11 @@ def probe_image() -> Tensor:
     return torch.randn(3, *SIZE, generator=torch.Generator().manual_seed(0))
 
 
-def build_probe_model(cfg: CfgNode, weights: StateDict) -> nn.Module:
-    """Our model on the CPU, which takes normalised images and keeps detections of every score."""
+def build_probe_model(cfg: CfgNode, weights: StateDict | None) -> nn.Module:
+    """Our model on the CPU, which takes normalised images and keeps detections of every score.
+
+    Its weights are random where none are given.
+    """
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"
@@ -64,7 +67,8 @@ def build_probe_model(cfg: CfgNode, weights: StateDict) -> nn.Module:
         if isinstance(node, CfgNode) and SCORE_THRESHOLD in node:
             node[SCORE_THRESHOLD] = 0.0
     model = build_model(cfg).eval()
-    model.load_state_dict(weights, strict=True)
+    if weights is not None:
+        model.load_state_dict(weights, strict=True)
     model.pixel_mean.zero_()
     model.pixel_std.fill_(1.0)
     return model

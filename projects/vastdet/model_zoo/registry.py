@@ -29,6 +29,7 @@ CONVERTERS: dict[str, Callable[[], Converter]] = {
     "dino_R_50_4scale": deformable_models.dino_converter,
     "dino_R_50_4scale_detrex": deformable_models.dino_detrex_converter,
     "dino_R_50_4scale_mmdet": mmdet_models.dino_mmdet_converter,
+    "dino_R_50_5scale": partial(deformable_models.dino_converter, num_levels=5),
     "fasterrcnn_resnet50_fpn": torchvision_models.faster_rcnn,
     "retinanet_resnet50_fpn": torchvision_models.retinanet,
     "fcos_resnet50_fpn": torchvision_models.fcos,
