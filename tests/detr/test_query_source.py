@@ -4,10 +4,11 @@
 import torch
 
 from vastdet.detr.heads import box_head, class_head
-from vastdet.detr.query_selection import TokenSelection
+from vastdet.detr.query_selection import ObjectnessSelection, TokenSelection
 from vastdet.detr.query_source import (
     LearnedAnchors,
     LearnedCenters,
+    MixedProposedBoxes,
     MixedQueries,
     SelectedQueries,
 )
@@ -73,3 +74,20 @@ def test_anchors_are_learned_boxes() -> None:
     assert not queries.content.any()
     assert torch.equal(queries.boxes[1], source.embedding.weight.sigmoid())
     assert queries.boxes.requires_grad
+
+
+def test_mixed_proposed_boxes_have_contents_for_as_many_queries_as_the_mode_has() -> None:
+    torch.manual_seed(0)
+    heads = {"class_head": class_head(32, 3), "box_head": box_head(32)}
+    selection = ObjectnessSelection(32, 5, num_training_queries=12, **heads)
+    source, memory = MixedProposedBoxes(32, selection), tokens()
+    queries, _ = source(memory)
+    assert queries.boxes.shape == (2, 12, 4)
+    assert torch.equal(queries.content[1], source.content.weight)
+    described = source.describe(queries.boxes, memory.values)
+    assert torch.equal(queries.position, described[..., :32])
+    source.eval()
+    fewer, _ = source(memory)
+    assert torch.equal(fewer.boxes, queries.boxes[:, :5])
+    assert torch.equal(fewer.content, queries.content[:, :5])
+    torch.testing.assert_close(fewer.position, queries.position[:, :5])

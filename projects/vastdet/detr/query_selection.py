@@ -63,17 +63,31 @@ class TokenSelection(nn.Module):
     """
 
     def __init__(
-        self, embed_dim: int, num_queries: int, *, class_head: nn.Module, box_head: nn.Module
+        self,
+        embed_dim: int,
+        num_queries: int,
+        *,
+        class_head: nn.Module,
+        box_head: nn.Module,
+        num_training_queries: int | None = None,
     ) -> None:
-        """`num_queries` is Q; an image must have at least as many tokens."""
+        """`num_queries` is Q, in training another number if given; images have as many tokens."""
         super().__init__()
-        self.num_queries = num_queries
+        self.num_inference_queries = num_queries
+        self.num_training_queries = num_queries
+        if num_training_queries is not None:
+            self.num_training_queries = num_training_queries
         self.output = nn.Linear(embed_dim, embed_dim)
         self.output_norm = nn.LayerNorm(embed_dim)
         self.class_head = class_head
         self.box_head = box_head
         nn.init.xavier_uniform_(self.output.weight)
         nn.init.zeros_(self.output.bias)
+
+    @property
+    def num_queries(self) -> int:
+        """Q in the mode that the module is in."""
+        return self.num_training_queries if self.training else self.num_inference_queries
 
     def forward(self, tokens: Tokens) -> SelectedTokens:
         """Select by the highest class logit.

@@ -124,6 +124,25 @@ class ProposedBoxes(nn.Module):
         return self.position_norm(self.position_transform(features.to(like.dtype)))
 
 
+class MixedProposedBoxes(ProposedBoxes):
+    """Positions follow from the boxes that the encoder proposes, contents are learned.
+
+    Mixed selection on Deformable DETR, as in H-DETR (Jia et al., CVPR 2023): there are contents
+    for the queries of training; at inference the first of them serve.
+    """
+
+    def __init__(self, embed_dim: int, selection: ObjectnessSelection) -> None:
+        """`embed_dim` is C, a multiple of 4."""
+        super().__init__(embed_dim, selection)
+        self.content = nn.Embedding(selection.num_training_queries, embed_dim)
+
+    def forward(self, memory: Tokens) -> tuple[Queries, LayerPredictions | None]:
+        """Queries at the best boxes, best first, and what the proposal stage predicts."""
+        queries, proposals = super().forward(memory)
+        content = self.content.weight[: queries.boxes.shape[1]].expand_as(queries.content)
+        return replace(queries, content=content), proposals
+
+
 class MixedQueries(nn.Module):
     """Boxes come from the image, contents are learned (Zhang et al. 2023, DINO, section 3.4)."""
 

@@ -13,7 +13,6 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
-from vastdet.detr.criterion import SetCriterion
 from vastdet.detr.detections import SelectDetections, best_pairs
 from vastdet.detr.structures import LayerPredictions, SetPredictions, Targets
 from vastdet.detr.tokens import padding_mask_of, resize_mask
@@ -39,7 +38,7 @@ class SetDetector(nn.Module):
         backbone: Backbone,
         neck: nn.Module,
         transformer: nn.Module,
-        criterion: SetCriterion,
+        criterion: nn.Module,
         num_classes: int,
         max_detections_per_image: int,
         pixel_mean: Sequence[float],
@@ -53,7 +52,7 @@ class SetDetector(nn.Module):
             neck: maps these to L levels (B, C, H_l, W_l).
             transformer: maps levels, their padding masks (B, H_l, W_l) and, in training, targets
                 to `SetPredictions`.
-            criterion: turns predictions and targets into losses.
+            criterion: turns `SetPredictions` and `Targets` into weighted losses by name.
             num_classes: K.
             max_detections_per_image: detections kept.
             pixel_mean: subtracted from the image, per channel.

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from vastdet.layers.boxes import xyxy_to_cxcywh
 
+# What an empty slot holds: the box of the image's size.
+EMPTY_BOX = (0.5, 0.5, 1.0, 1.0)
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -40,7 +43,7 @@ class Targets:
         counts = tuple(len(x) for x in instances)
         num_slots = max(1, *counts) if counts else 1
         labels = torch.zeros(len(counts), num_slots, dtype=torch.int64)
-        boxes = torch.tensor([0.5, 0.5, 1.0, 1.0]).repeat(len(counts), num_slots, 1)
+        boxes = torch.tensor(EMPTY_BOX).repeat(len(counts), num_slots, 1)
         for i, (image, count) in enumerate(zip(instances, counts, strict=True)):
             height, width = image.image_size
             size = torch.tensor([width, height, width, height], dtype=torch.float32)
@@ -57,6 +60,28 @@ class Targets:
     def class_agnostic(self) -> "Targets":
         """The same boxes, all of class 0: what a proposal stage learns."""
         return replace(self, labels=torch.zeros_like(self.labels))
+
+    def repeated(self, times: int) -> "Targets":
+        """Every box `times` times, image by image: all boxes, then all again.
+
+        Raises:
+            ValueError: `times` is less than 1.
+        """
+        if times < 1:
+            raise ValueError(f"boxes can be repeated once or more often, got {times} times")
+        device = self.labels.device
+        counts = torch.tensor(self.num_boxes, device=device)[:, None]
+        slots = torch.arange(times * self.labels.shape[1], device=device)
+        is_filled = slots < times * counts
+        source = slots % counts.clamp(min=1)
+        image = torch.arange(len(counts), device=device)[:, None]
+        empty = self.boxes.new_tensor(EMPTY_BOX)
+        return replace(
+            self,
+            labels=torch.where(is_filled, self.labels[image, source], 0),
+            boxes=torch.where(is_filled[..., None], self.boxes[image, source], empty),
+            num_boxes=tuple(times * count for count in self.num_boxes),
+        )
 
 
 @dataclass(frozen=True)
@@ -124,8 +149,10 @@ class SetPredictions:
         decoder: all decoder layers in training, the last alone at inference.
         encoder: predictions of the proposal stage (N = 1), where there is one.
         denoising: in training, where there is denoising.
+        hybrid: in training, what the queries of a one-to-many branch predict, where there is one.
     """
 
     decoder: LayerPredictions
     encoder: LayerPredictions | None = None
     denoising: DenoisingPredictions | None = None
+    hybrid: "SetPredictions | None" = None
