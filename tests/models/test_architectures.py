@@ -116,6 +116,11 @@ def deformable_detr(cfg: CfgNode, variant: str) -> None:
     cfg.MODEL.DEFORMABLE_DETR.VARIANT = variant
 
 
+def h_deformable_detr(cfg: CfgNode) -> None:
+    set_prediction(cfg, "HDeformableDETR", cfg.MODEL.H_DEFORMABLE_DETR)
+    cfg.MODEL.H_DEFORMABLE_DETR.ONE_TO_MANY.NUM_QUERIES = 30
+
+
 def detr(cfg: CfgNode) -> None:
     set_prediction(cfg, "DETR", cfg.MODEL.DETR)
 
@@ -181,6 +186,9 @@ ARCHITECTURES = [
             learning_rate=0.005,
         )
         for variant in ("plain", "refined", "two_stage")
+    ),
+    Architecture(
+        "H-Deformable-DETR", h_deformable_detr, padding_invariant=True, learning_rate=0.005
     ),
     # Contents start at zero, so the first layer has nothing to tell the queries of each other.
     Architecture(

@@ -11,6 +11,7 @@ from vastdet.models.deformable_detr import add_deformable_detr_config
 from vastdet.models.detr import add_detr_config
 from vastdet.models.dino import add_dino_config
 from vastdet.models.fcos import add_fcos_config
+from vastdet.models.h_deformable_detr import add_h_deformable_detr_config
 from vastdet.models.retinanet import ClippedRetinaNet  # noqa: F401  (registers it)
 from vastdet.models.rt_detr import add_rt_detr_config
 
@@ -23,4 +24,5 @@ ARCHITECTURE_CONFIGS: tuple[Callable[[CfgNode], None], ...] = (
     add_rt_detr_config,
     add_conditional_detr_config,
     add_dab_detr_config,
+    add_h_deformable_detr_config,
 )
