@@ -102,3 +102,30 @@ def test_boxes_are_counted_at_least_once() -> None:
     assert made.count_boxes(targets()) == 2
     empty = Targets.from_instances([instances([], [])], ["a"], torch.device("cpu"))
     assert made.count_boxes(empty) == 1
+
+
+class QualitySum(FocalLoss):
+    """Adds up the qualities of matched queries: the generalised IoUs."""
+
+    def quality(self, iou: Tensor, giou: Tensor) -> Tensor:
+        return giou
+
+    def per_query(self, logits: Tensor, labels: Tensor, ious: Tensor) -> Tensor:
+        assert not ious.requires_grad
+        return torch.where(labels >= 0, ious, 0.0) + 0 * logits.sum(dim=-1)
+
+
+def test_the_class_loss_chooses_its_quality_and_proposals_may_have_another() -> None:
+    truth, found, proposed = targets(), predictions(), predictions(1)
+    made = SetCriterion(
+        assigner=HungarianMatcher(),
+        class_loss=QualitySum(),
+        weights=LossWeights(1.0, 5.0, 2.0),
+        proposal_class_loss=FocalLoss(),
+    )
+    losses = made(SetPredictions(found, encoder=proposed), truth)
+    plain = criterion()(SetPredictions(found, encoder=proposed), truth)
+    # 2 boxes of which all are matched: 1 - GIoU on average, twice its weight.
+    torch.testing.assert_close(losses["loss_class"], 1 - losses["loss_giou"] / 2)
+    torch.testing.assert_close(losses["loss_class_enc"], plain["loss_class_enc"])
+    assert losses["loss_class"] != plain["loss_class"]

@@ -121,6 +121,11 @@ def h_deformable_detr(cfg: CfgNode) -> None:
     cfg.MODEL.H_DEFORMABLE_DETR.ONE_TO_MANY.NUM_QUERIES = 30
 
 
+def rank_detr(cfg: CfgNode) -> None:
+    set_prediction(cfg, "RankDETR", cfg.MODEL.RANK_DETR)
+    cfg.MODEL.RANK_DETR.ONE_TO_MANY.NUM_QUERIES = 30
+
+
 def detr(cfg: CfgNode) -> None:
     set_prediction(cfg, "DETR", cfg.MODEL.DETR)
 
@@ -190,6 +195,7 @@ ARCHITECTURES = [
     Architecture(
         "H-Deformable-DETR", h_deformable_detr, padding_invariant=True, learning_rate=0.005
     ),
+    Architecture("Rank-DETR", rank_detr, padding_invariant=True, learning_rate=0.005),
     # Contents start at zero, so the first layer has nothing to tell the queries of each other.
     Architecture(
         "DETR",

@@ -48,11 +48,21 @@ class SetCriterion(nn.Module):
         class_loss: ClassLoss,
         weights: LossWeights,
         giou_eps: float = 0.0,
+        proposal_class_loss: ClassLoss | None = None,
     ) -> None:
-        """`giou_eps` is added to the divisors of the GIoU loss."""
+        """Take the parts.
+
+        Args:
+            assigner: which query answers for which box.
+            class_loss: of the class logits.
+            weights: of the losses.
+            giou_eps: added to the divisors of the GIoU loss.
+            proposal_class_loss: of the proposal stage, where it is another one.
+        """
         super().__init__()
         self.assigner = assigner
         self.class_loss = class_loss
+        self.proposal_class_loss = proposal_class_loss or class_loss
         self.weights = weights
         self.giou_eps = giou_eps
 
@@ -64,7 +74,9 @@ class SetCriterion(nn.Module):
         losses |= {f"loss_{name}_aux": layers[:-1].sum() for name, layers in decoder.items()}
         if predictions.encoder is not None:
             proposed = self.proposal_targets(targets)
-            encoder = self.matched_losses(predictions.encoder, proposed, num_boxes)
+            encoder = self.matched_losses(
+                predictions.encoder, proposed, num_boxes, class_loss=self.proposal_class_loss
+            )
             losses |= {f"loss_{name}_enc": layers.sum() for name, layers in encoder.items()}
         if predictions.denoising is not None:
             queries = predictions.denoising.queries
@@ -86,11 +98,18 @@ class SetCriterion(nn.Module):
         return targets
 
     def matched_losses(
-        self, layers: LayerPredictions, targets: Targets, num_boxes: Tensor
+        self,
+        layers: LayerPredictions,
+        targets: Targets,
+        num_boxes: Tensor,
+        *,
+        class_loss: ClassLoss | None = None,
     ) -> dict[str, Tensor]:
         """Assign, then weighted losses (N,) by name."""
         matched = self.assigner.assign(layers, targets)
-        return self.weights.weigh(self.layer_losses(layers, matched, targets, num_boxes))
+        return self.weights.weigh(
+            self.layer_losses(layers, matched, targets, num_boxes, class_loss=class_loss)
+        )
 
     def count_boxes(self, targets: Targets) -> Tensor:
         """The mean number of boxes a process, at least 1: what the sums are divided by."""
@@ -105,6 +124,7 @@ class SetCriterion(nn.Module):
         num_boxes: Tensor,
         *,
         counted: Tensor | None = None,
+        class_loss: ClassLoss | None = None,
     ) -> dict[str, Tensor]:
         """The losses before weighting.
 
@@ -114,10 +134,12 @@ class SetCriterion(nn.Module):
             targets: the boxes.
             num_boxes: scalar; the sums are divided by it.
             counted: (B, Q) bool, the queries that enter the class loss; None for all.
+            class_loss: None for that of the decoder.
 
         Returns:
             `class`, `bbox` and `giou`, each (N,).
         """
+        class_loss = class_loss or self.class_loss
         is_matched = matched >= 0
         slots = matched.clamp(min=0)
         image = torch.arange(slots.shape[1], device=slots.device)[:, None]
@@ -127,8 +149,12 @@ class SetCriterion(nn.Module):
         labels = torch.where(is_matched, targets.labels[image, slots], -1)
         l1 = (boxes - gt_boxes).abs().sum(dim=-1)
         return {
-            "class": self.class_loss(
-                layers.logits, labels, iou.detach(), num_boxes=num_boxes, counted=counted
+            "class": class_loss(
+                layers.logits,
+                labels,
+                class_loss.quality(iou, giou).detach(),
+                num_boxes=num_boxes,
+                counted=counted,
             ),
             "bbox": torch.where(is_matched, l1, 0.0).sum(dim=(1, 2)) / num_boxes,
             "giou": torch.where(is_matched, 1 - giou, 0.0).sum(dim=(1, 2)) / num_boxes,

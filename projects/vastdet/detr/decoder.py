@@ -160,7 +160,15 @@ class Decoder(nn.Module):
             if self.training or is_last:
                 logits.append(self.class_head(i)(normed))
                 boxes.append(predicted)
+            if not is_last:
+                queries, content, references = self.hand_on(queries, content, references, i)
         return LayerPredictions(torch.stack(logits), torch.stack(boxes))
+
+    def hand_on(
+        self, queries: Queries, content: Tensor, references: References, layer: int
+    ) -> tuple[Queries, Tensor, References]:
+        """What the layer after number `layer` starts from; members that change it override it."""
+        return queries, content, references
 
     def query_state(
         self,

@@ -3,7 +3,7 @@
 
 N layers, B images, Q queries, K classes. `labels` (N, B, Q) hold the class of the box that a query
 answers for, -1 where it answers for none. `ious` (N, B, Q) hold the IoU of its box with that box,
-without gradient. Losses are in float32.
+or what the loss takes in its place, without gradient. Losses are in float32.
 """
 
 from abc import ABC, abstractmethod
@@ -15,6 +15,10 @@ from torch.nn import functional as F
 
 class ClassLoss(ABC):
     """How wrong the class logits of the queries are, as a sum over them for each box."""
+
+    def quality(self, iou: Tensor, giou: Tensor) -> Tensor:
+        """What the loss takes as `ious`, from the IoU and the generalised IoU of each pair."""
+        return iou
 
     @abstractmethod
     def per_query(self, logits: Tensor, labels: Tensor, ious: Tensor) -> Tensor:
@@ -97,6 +101,25 @@ class VarifocalLoss(ClassLoss):
     def _present(self, logits: Tensor, target: Tensor) -> Tensor:
         logits = logits.float()
         return target * (F.softplus(logits) - target * logits)
+
+
+class GIoUAwareLoss(FocalLoss):
+    """Focal loss whose target for a present class is the generalised IoU, moved to [0, 1].
+
+    Pu et al. 2023 (Rank-DETR): with t = (GIoU + 1) / 2 a present class has the loss
+    alpha * |t - p|^gamma times the cross-entropy of p and t, an absent one that of the focal loss.
+    """
+
+    def quality(self, iou: Tensor, giou: Tensor) -> Tensor:
+        """The target t of each pair."""
+        return (giou + 1) / 2
+
+    def per_query(self, logits: Tensor, labels: Tensor, ious: Tensor) -> Tensor:
+        """See `ClassLoss`; `ious` hold the targets t."""
+        present = logits.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1).float()
+        weight = self.alpha * (ious - present.sigmoid()).abs() ** self.gamma
+        change = weight * (F.softplus(present) - ious * present) - self._absent(present)
+        return self._absent(logits).sum(dim=-1) + torch.where(labels >= 0, change, 0.0)
 
 
 class CrossEntropyLoss(ClassLoss):

@@ -12,6 +12,7 @@ from vastdet.models.detr import add_detr_config
 from vastdet.models.dino import add_dino_config
 from vastdet.models.fcos import add_fcos_config
 from vastdet.models.h_deformable_detr import add_h_deformable_detr_config
+from vastdet.models.rank_detr import add_rank_detr_config
 from vastdet.models.retinanet import ClippedRetinaNet  # noqa: F401  (registers it)
 from vastdet.models.rt_detr import add_rt_detr_config
 
@@ -25,4 +26,5 @@ ARCHITECTURE_CONFIGS: tuple[Callable[[CfgNode], None], ...] = (
     add_conditional_detr_config,
     add_dab_detr_config,
     add_h_deformable_detr_config,
+    add_rank_detr_config,
 )

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Rank-DETR meta-architecture (Pu et al., NeurIPS 2023): the parts it is made of."""
+
+from functools import partial
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from torch import nn
+
+from vastdet.detr.criterion import LossWeights, ObjectnessCriterion
+from vastdet.detr.deformable import deformable_decoder_layer, deformable_encoder
+from vastdet.detr.heads import box_head, class_head
+from vastdet.detr.hybrid import HybridCriterion, HybridTransformer
+from vastdet.detr.losses import FocalLoss, GIoUAwareLoss
+from vastdet.detr.matcher import focal_cost
+from vastdet.detr.neck import ChannelMapper
+from vastdet.detr.query_selection import ObjectnessSelection
+from vastdet.detr.query_source import MixedProposedBoxes
+from vastdet.detr.refinement import LookForwardTwice
+from vastdet.detr.set_detector import SetDetector
+from vastdet.detr.transformer import LevelsToTokens
+from vastdet.layers.positions import SinePositionEncoding
+from vastdet.models.rank_detr.matching import HighOrderMatcher
+from vastdet.models.rank_detr.ranking import RankAdaptiveHead, RankContent, RankingDecoder
+
+LOGIT_EPS = 1e-3
+GIOU_EPS = 1e-6
+
+
+@META_ARCH_REGISTRY.register()
+class RankDETR(SetDetector):
+    """H-Deformable-DETR with ranked queries and with scores that tell how well a box fits."""
+
+    @configurable
+    def __init__(self, **parts: Any) -> None:
+        """See `SetDetector`."""
+        super().__init__(**parts)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Build the parts from `MODEL.RANK_DETR`."""
+        node = cfg.MODEL.RANK_DETR
+        backbone = build_backbone(cfg)
+        return {
+            "backbone": backbone,
+            "neck": ChannelMapper(
+                backbone.output_shape(),
+                node.IN_FEATURES,
+                embed_dim=node.EMBED_DIM,
+                num_levels=node.NUM_LEVELS,
+            ),
+            "transformer": build_transformer(node),
+            "criterion": build_criterion(node),
+            "num_classes": node.NUM_CLASSES,
+            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+
+def build_transformer(node: CfgNode) -> HybridTransformer:
+    """Encoder, query selection and decoder of `MODEL.RANK_DETR`."""
+    width = node.EMBED_DIM
+    attention = {
+        "embed_dim": width,
+        "num_heads": node.NUM_HEADS,
+        "num_levels": node.NUM_LEVELS,
+        "num_points": node.NUM_POINTS,
+        "feedforward_dim": node.FEEDFORWARD_DIM,
+        "dropout": node.DROPOUT,
+    }
+    selection = ObjectnessSelection(
+        width,
+        node.NUM_QUERIES,
+        class_head=class_head(width, node.NUM_CLASSES),
+        box_head=box_head(width),
+        num_training_queries=node.NUM_QUERIES + node.ONE_TO_MANY.NUM_QUERIES,
+    )
+    return HybridTransformer(
+        to_tokens=LevelsToTokens(
+            SinePositionEncoding(width, temperature=10000.0, offset=-0.5),
+            embed_dim=width,
+            num_levels=node.NUM_LEVELS,
+        ),
+        encoder=deformable_encoder(node.NUM_ENCODER_LAYERS, **attention),
+        query_source=MixedProposedBoxes(width, selection),
+        decoder=build_decoder(node, attention),
+        num_one_to_one=node.NUM_QUERIES,
+    )
+
+
+def build_decoder(node: CfgNode, attention: dict[str, Any]) -> RankingDecoder:
+    """The decoder; `attention` are the arguments of its layers."""
+    width, num_layers = node.EMBED_DIM, node.NUM_DECODER_LAYERS
+    num_queries = node.NUM_QUERIES + node.ONE_TO_MANY.NUM_QUERIES
+    return RankingDecoder(
+        (deformable_decoder_layer(**attention) for _ in range(num_layers)),
+        rank_contents=(RankContent(width, num_queries) for _ in range(num_layers - 1)),
+        num_one_to_one=node.NUM_QUERIES,
+        query_position=None,
+        refinement=LookForwardTwice(LOGIT_EPS),
+        class_heads=(
+            RankAdaptiveHead(class_head(width, node.NUM_CLASSES), num_queries)
+            for _ in range(num_layers)
+        ),
+        box_heads=(box_head(width) for _ in range(num_layers)),
+        norm=nn.Identity(),
+    )
+
+
+def build_criterion(node: CfgNode) -> HybridCriterion:
+    """Matcher and losses of `MODEL.RANK_DETR`, the same in both branches.
+
+    The proposal stage has no scores of classes that could tell of boxes: its loss is the focal one.
+    """
+    alpha, gamma = node.FOCAL_ALPHA, node.FOCAL_GAMMA
+    weights = LossWeights(classes=node.CLASS_WEIGHT, bbox=node.BBOX_WEIGHT, giou=node.GIOU_WEIGHT)
+    criterion = ObjectnessCriterion(
+        assigner=HighOrderMatcher(
+            start_iteration=node.HIGH_ORDER_MATCHING.START_ITER,
+            iou_power=node.HIGH_ORDER_MATCHING.IOU_POWER,
+            class_weight=weights.classes,
+            l1_weight=weights.bbox,
+            giou_weight=weights.giou,
+            giou_eps=GIOU_EPS,
+            class_cost=partial(focal_cost, alpha=alpha, gamma=gamma),
+        ),
+        class_loss=GIoUAwareLoss(alpha=alpha, gamma=gamma),
+        proposal_class_loss=FocalLoss(alpha=alpha, gamma=gamma),
+        weights=weights,
+        giou_eps=GIOU_EPS,
+    )
+    return HybridCriterion(
+        criterion, num_repeats=node.ONE_TO_MANY.NUM_REPEATS, weight=node.ONE_TO_MANY.WEIGHT
+    )
