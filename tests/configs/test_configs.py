@@ -108,7 +108,12 @@ def test_schedule_is_consistent(name: str) -> None:
 def class_count(cfg: CfgNode) -> int:
     """The class count of the head that a config uses."""
     name = cfg.MODEL.META_ARCHITECTURE
-    heads = {"GeneralizedRCNN": "ROI_HEADS", "RetinaNet": "RETINANET", "RTDETR": "RT_DETR"}
+    heads = {
+        "GeneralizedRCNN": "ROI_HEADS",
+        "RetinaNet": "RETINANET",
+        "RTDETR": "RT_DETR",
+        "HDeformableDETR": "H_DEFORMABLE_DETR",
+    }
     own = re.sub("(?<=[a-z])(?=[A-Z])", "_", name).upper()
     return cfg.MODEL[heads.get(name.removeprefix("Clipped"), own)].NUM_CLASSES
 

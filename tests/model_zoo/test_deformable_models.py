@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from vastdet.model_zoo.deformable_models import (
     dino_converter,
     dino_detrex_converter,
 )
+from vastdet.model_zoo.hybrid_models import h_deformable_detr_converter, rank_detr_converter
 from vastdet.model_zoo.key_map import Converter
 
 LINE = re.compile(r"^(\S+) \(([\d, ]*)\) float32")
@@ -27,6 +29,12 @@ CASES = {
         "DeformableDETR/deformable_detr_R_50_two_stage_50ep",
         91,
     ),
+    "hdetr_r50": (
+        h_deformable_detr_converter,
+        "HDeformableDETR/h_deformable_detr_R_50_12ep",
+        91,
+    ),
+    "rank_r50": (rank_detr_converter, "RankDETR/rank_detr_R_50_12ep", 80),
 }
 
 
@@ -58,8 +66,9 @@ def test_every_released_tensor_has_its_place(
     name, converter, config, num_classes = case
     state_dict = released(shared_data, name, converter)
     cfg = get_config(config)
-    for node in (cfg.MODEL.DINO, cfg.MODEL.DEFORMABLE_DETR):
-        node.NUM_CLASSES = num_classes
+    for node in cfg.MODEL.values():
+        if isinstance(node, CfgNode) and "NUM_CLASSES" in node:
+            node.NUM_CLASSES = num_classes
     with torch.device("meta"):
         cfg.MODEL.DEVICE = "meta"
         model = build_model(cfg)
