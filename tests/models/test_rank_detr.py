@@ -16,6 +16,7 @@ from vastdet.detr.decoder import QueryState
 from vastdet.detr.hybrid import HybridCriterion, HybridTransformer
 from vastdet.detr.matcher import HungarianMatcher
 from vastdet.detr.structures import LayerPredictions, Queries, Targets
+from vastdet.model_zoo import get_config
 from vastdet.models.rank_detr.matching import HighOrderMatcher, training_iteration
 from vastdet.models.rank_detr.rank_detr import build_criterion, build_transformer
 
@@ -303,3 +304,10 @@ def test_both_branches_share_one_criterion(node: CfgNode) -> None:
     losses = made(transformer(node)(*maps()), targets(2, 1))
     assert not [name for name in losses if name.endswith("_enc_o2m")]
     assert len(losses) == 3 * 5
+
+
+@pytest.mark.parametrize("epochs", [12, 36])
+def test_high_order_matching_begins_after_three_quarters(epochs: int) -> None:
+    cfg = get_config(f"RankDETR/rank_detr_R_50_{epochs}ep")
+    start = cfg.MODEL.RANK_DETR.HIGH_ORDER_MATCHING.START_ITER
+    assert 4 * start == 3 * cfg.SOLVER.MAX_ITER
