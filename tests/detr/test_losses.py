@@ -123,7 +123,7 @@ def test_giou_aware_loss_by_loops() -> None:
                 else:
                     total = total - 0.7 * p**1.5 * (1 - p).log()
         expected.append(total / 3)
-    # Measured: 2e-7 of the loss, 2e-7 in the gradient.
+    # Measured: 4.4e-7 of the loss, 6e-8 in the gradient.
     torch.testing.assert_close(ours, torch.stack(expected), rtol=2e-6, atol=0)
     (theirs,) = torch.autograd.grad(sum(expected), logits, retain_graph=True)
     (gradient,) = torch.autograd.grad(ours.sum(), logits)
