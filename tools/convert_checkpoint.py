@@ -63,7 +63,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="keep, of 91 class rows numbered by COCO id, the 80 that COCO uses",
     )
     parser.add_argument(
-        "--ema", action="store_true", help="take the moving average where a file has both"
+        "--ema",
+        action=argparse.BooleanOptionalAction,
+        help="take the moving average of the weights, or not, where a file has both",
     )
     parser.add_argument(
         "--batch-norm-eps",
@@ -82,7 +84,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--model says whose weights they are; --list prints the names")
     if not found.list and not found.print_config and not (found.source and found.out):
         parser.error("weights to read (SRC) and to write (--out FILE) are needed")
-    if found.reverse and (found.coco_categories or found.ema or found.opts):
+    if found.reverse and (found.coco_categories or found.ema is not None or found.opts):
         parser.error("--coco-categories, --ema and KEY VALUE work on their weights, not on ours")
     if found.batch_norm_eps < 0:
         parser.error(f"--batch-norm-eps must not be negative, got {found.batch_norm_eps}")

@@ -27,7 +27,7 @@ def saved(folder: Path, content: Any) -> Path:
     [
         RAW,
         {"model": RAW, "epoch": 11},
-        {"model": RAW, "args": argparse.Namespace(lr=0.1, names=["a"]), "ema_model": AVERAGE},
+        {"model": RAW, "args": argparse.Namespace(lr=0.1, names=["a"])},
         {"state_dict": PARALLEL, "meta": {"classes": ("person",)}},
         {"model": {"model": PARALLEL}},
     ],
@@ -49,7 +49,9 @@ def test_weights_are_found_in_what_wraps_them(tmp_path: Path, content: Any) -> N
 )
 def test_the_average_where_it_is_asked_for(tmp_path: Path, content: dict[str, Any]) -> None:
     path = saved(tmp_path, content)
-    assert float(source_weights(path)["conv.bias"]) == 0
+    with pytest.raises(ValueError, match="say --ema or --no-ema"):
+        source_weights(path)
+    assert float(source_weights(path, averaged=False)["conv.bias"]) == 0
     assert float(source_weights(path, averaged=True)["conv.bias"]) == 1
 
 

@@ -71,7 +71,7 @@ def convert_to_ours(
     overrides: Sequence[str] = (),
     batch_norm_eps: float = DETECTRON2_EPS,
     category_ids: list[int] | None = None,
-    averaged: bool = False,
+    averaged: bool | None = None,
 ) -> Conversion:
     """Convert a weight file of another code base into one of ours.
 
@@ -82,7 +82,7 @@ def convert_to_ours(
         overrides: KEY VALUE ... for a network that differs from the converter's config.
         batch_norm_eps: the epsilon of the model the weights were trained in.
         category_ids: class rows to keep, see `Converter.select_categories`; None for all.
-        averaged: take the moving average of the weights.
+        averaged: take the moving average of the weights; see `source_weights`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -123,24 +123,33 @@ def convert_to_theirs(
     return Conversion(converter, ours, theirs, None)
 
 
-def source_weights(path: str | Path, *, averaged: bool = False) -> StateDict:
+def source_weights(path: str | Path, *, averaged: bool | None = None) -> StateDict:
     """The tensors of a weight file, out of what they are wrapped in.
 
     They may stand alone or below "model", "state_dict" or, the moving average, one of `AVERAGES`,
-    and may all have the prefix of a parallel wrapper. The average is taken where it is asked for,
-    or where there is nothing else.
+    and may all have the prefix of a parallel wrapper.
+
+    Args:
+        path: .safetensors, or .pth that is read with `weights_only`.
+        averaged: take the moving average, or the weights themselves; needed where a file has both.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: unsafe or damaged file, no average though asked for, or something that is no
-            tensor among the weights.
+        ValueError: unsafe or damaged file, no average though asked for, both without a choice, or
+            something that is no tensor among the weights.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no weight file {path}")
     content = read_weights(str(path))
     weights = content["model"]
     averages = [found[key] for found in (content, weights) for key in AVERAGES if key in found]
-    if averages and (averaged or not any(_is_array(value) for value in weights.values())):
+    has_others = any(_is_array(value) for value in weights.values())
+    if averages and has_others and averaged is None:
+        raise ValueError(
+            f"{path} holds weights and their moving average, which differ in what they detect: say "
+            "--ema or --no-ema"
+        )
+    if averages and (averaged or not has_others):
         weights = averages[0]
     elif averaged:
         raise ValueError(
