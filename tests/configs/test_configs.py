@@ -17,6 +17,7 @@ from detectron2.utils.events import EventStorage
 from vastdet.data import build_train_loader, save_proposals
 from vastdet.data.proposals import ImageProposals
 from vastdet.engine import set_num_classes
+from vastdet.engine.config_files import class_count_key, value_of
 from vastdet.model_zoo import get_config, get_config_file, list_configs
 
 NAMES = list_configs()
@@ -105,24 +106,11 @@ def test_schedule_is_consistent(name: str) -> None:
         assert (0.02 if two_stage else 0.01) == solver.BASE_LR
 
 
-def class_count(cfg: CfgNode) -> int:
-    """The class count of the head that a config uses."""
-    name = cfg.MODEL.META_ARCHITECTURE
-    heads = {
-        "GeneralizedRCNN": "ROI_HEADS",
-        "RetinaNet": "RETINANET",
-        "RTDETR": "RT_DETR",
-        "HDeformableDETR": "H_DEFORMABLE_DETR",
-    }
-    own = re.sub("(?<=[a-z])(?=[A-Z])", "_", name).upper()
-    return cfg.MODEL[heads.get(name.removeprefix("Clipped"), own)].NUM_CLASSES
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_classes_and_files_fit_the_data(name: str) -> None:
     cfg = get_config(name)
     expected = {"coco_2017_train": 80, "generated_24_train": 24, "bccd_train": 3}
-    assert class_count(cfg) == expected[cfg.DATASETS.TRAIN[0]]
+    assert value_of(cfg, class_count_key(cfg)) == expected[cfg.DATASETS.TRAIN[0]]
     if cfg.MODEL.LOAD_PROPOSALS:
         assert cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals"
         for split, files in (

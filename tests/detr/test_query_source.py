@@ -72,7 +72,7 @@ def test_anchors_are_learned_boxes() -> None:
     assert proposals is None
     assert queries.content.shape == (2, 5, 32)
     assert not queries.content.any()
-    assert torch.equal(queries.boxes[1], source.embedding.weight.sigmoid())
+    assert torch.equal(queries.boxes[1], source.box_logits.weight.sigmoid())
     assert queries.boxes.requires_grad
 
 

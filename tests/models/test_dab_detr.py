@@ -21,7 +21,7 @@ from torch import nn
 from vastdet.models.dab_detr.dab_detr import build_criterion, build_transformer
 
 RENAMES = (
-    (r"^model\.query_refpoint_embeddings", "transformer.query_source.embedding"),
+    (r"^model\.query_refpoint_embeddings", "transformer.query_source.box_logits"),
     (r"^model\.encoder\.query_scale", "transformer.encoder.position_scale"),
     (r"^model\.decoder\.ref_point_head", "transformer.decoder.query_position.ref_point_head"),
     (r"^model\.decoder\.ref_anchor_head", "transformer.decoder.spatial_query.size_head"),

@@ -55,18 +55,18 @@ class LearnedCenters(LearnedPositions):
 class LearnedAnchors(nn.Module):
     """Queries of zero content at learned boxes (Liu et al. 2022, DAB-DETR, section 4.2).
 
-    `embedding` holds the logits of the boxes; positions are left to the decoder.
+    `box_logits` holds the boxes before the sigmoid; positions are left to the decoder.
     """
 
     def __init__(self, embed_dim: int, num_queries: int) -> None:
         """`embed_dim` is C, `num_queries` Q."""
         super().__init__()
         self.embed_dim = embed_dim
-        self.embedding = nn.Embedding(num_queries, 4)
+        self.box_logits = nn.Embedding(num_queries, 4)
 
     def forward(self, memory: Tokens) -> tuple[Queries, LayerPredictions | None]:
         """The same queries for every image, and no proposals."""
-        boxes = self.embedding.weight.float().sigmoid().expand(len(memory.values), -1, -1)
+        boxes = self.box_logits.weight.float().sigmoid().expand(len(memory.values), -1, -1)
         content = memory.values.new_zeros(*boxes.shape[:2], self.embed_dim)
         return Queries(content, boxes), None
 

@@ -21,11 +21,19 @@ import difflib
 from collections.abc import Callable
 from functools import partial
 
-from vastdet.model_zoo import deformable_models, mmdet_models, torchvision_models
+from vastdet.model_zoo import (
+    conditional_models,
+    deformable_models,
+    mmdet_models,
+    torchvision_models,
+)
 from vastdet.model_zoo.key_map import Converter
 from vastdet.model_zoo.transformers_models import deformable_detr_transformers_converter
 
 CONVERTERS: dict[str, Callable[[], Converter]] = {
+    "conditional_detr_R_50": conditional_models.conditional_detr_converter,
+    "conditional_detr_R_101": partial(conditional_models.conditional_detr_converter, 101),
+    "dab_detr_R_50": conditional_models.dab_detr_converter,
     "dino_R_50_4scale": deformable_models.dino_converter,
     "dino_R_50_4scale_detrex": deformable_models.dino_detrex_converter,
     "dino_R_50_4scale_mmdet": mmdet_models.dino_mmdet_converter,
