@@ -34,6 +34,16 @@ def test_levels_equal_the_formula() -> None:
         torch.testing.assert_close(level, expected, atol=1e-6, rtol=1e-6)
 
 
+def test_convolutions_without_bias() -> None:
+    neck = ChannelMapper(
+        SHAPES, ["res4", "res5"], embed_dim=8, num_levels=3, num_groups=4, bias=False
+    )
+    assert [name for name, _ in neck.named_parameters() if "bias" in name] == [
+        f"norms.{i}.bias" for i in range(3)
+    ]
+    assert [tuple(x.shape[-2:]) for x in neck(features())] == [(9, 13), (5, 7), (3, 4)]
+
+
 def test_no_further_levels_and_one_map() -> None:
     assert len(mapper(2)(features())) == 2
     (level,) = mapper(1, ("res5",))(features())

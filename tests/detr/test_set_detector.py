@@ -43,6 +43,13 @@ def test_masks_mark_the_padding(model: SetDetector) -> None:
     assert (~masks[0][1]).sum() == 5 * 5
 
 
+def test_a_batch_is_padded_to_a_multiple(model: SetDetector) -> None:
+    model.size_divisibility = 32
+    levels, masks = model.padded_levels([torch.zeros(3, 33, 70)])
+    assert levels[0].shape[-2:] == (64 // 8, 96 // 8)
+    assert (~masks[0][0]).sum() == 5 * 9
+
+
 def test_results_keep_the_order_of_the_inputs(model: SetDetector) -> None:
     model.eval()
     batch = [record(64, 96), record(48, 40), record(64, 96)]

@@ -111,6 +111,12 @@ def dino(cfg: CfgNode) -> None:
     cfg.MODEL.DINO.DENOISING.NUM_QUERIES = 10
 
 
+def relation_detr(cfg: CfgNode) -> None:
+    set_prediction(cfg, "RelationDETR", cfg.MODEL.RELATION_DETR)
+    cfg.MODEL.RELATION_DETR.DENOISING.NUM_QUERIES = 10
+    cfg.MODEL.RELATION_DETR.ONE_TO_MANY.NUM_QUERIES = 30
+
+
 def deformable_detr(cfg: CfgNode, variant: str) -> None:
     set_prediction(cfg, "DeformableDETR", cfg.MODEL.DEFORMABLE_DETR)
     cfg.MODEL.DEFORMABLE_DETR.VARIANT = variant
@@ -183,6 +189,7 @@ ARCHITECTURES = [
     Architecture("FCOS-P7", fcos_p7),
     Architecture("RetinaNet", retinanet),
     Architecture("DINO", dino, padding_invariant=True, learning_rate=0.005),
+    Architecture("Relation-DETR", relation_detr, padding_invariant=True, learning_rate=0.005),
     *(
         Architecture(
             f"Deformable DETR {variant}",

@@ -5,7 +5,7 @@ B images, Q queries, S tokens, C channels, L levels, N layers, K classes. Boxes 
 of the image, points their first two.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +16,9 @@ from vastdet.detr.structures import LayerPredictions, Queries
 from vastdet.detr.tokens import Tokens
 from vastdet.layers.attention import MultiheadAttention
 from vastdet.layers.ms_deform_attn import MultiScaleDeformableAttention
+
+# Maps boxes (B, Q, 4) of the queries and their later boxes to a bias (B, H, Q, Q) of attention.
+BoxRelation = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -144,19 +147,29 @@ class Decoder(nn.Module):
         """The box head of a layer."""
         return self.box_heads[layer % len(self.box_heads)]
 
-    def forward(self, queries: Queries, memory: Tokens) -> LayerPredictions:
-        """Predictions of all layers in training, of the last alone (N = 1) at inference."""
+    def forward(
+        self, queries: Queries, memory: Tokens, relation: BoxRelation | None = None
+    ) -> LayerPredictions:
+        """Predictions of all layers in training, of the last alone (N = 1) at inference.
+
+        With a `relation`, the self-attention of each layer but the first has as its bias the
+        relation of the boxes before the last layer to those after it (Hou et al. 2024, section 4).
+        """
         content = queries.content
         references = References(queries.boxes, queries.boxes)
         logits, boxes = [], []
+        before, after = queries.boxes, queries.boxes
         for i, layer in enumerate(self.layers):
             state = self.query_state(queries, content, references, i, memory)
+            if relation is not None and i > 0:
+                state = replace(state, bias=relation(before, after))
             content = layer(state, memory)
             is_last = i == len(self.layers) - 1
             normed = self.norm(content)
             predicted, references = self.refinement.step(
                 self.box_head(i), content, normed, references, is_last=is_last
             )
+            before, after = after, predicted
             if self.training or is_last:
                 logits.append(self.class_head(i)(normed))
                 boxes.append(predicted)

@@ -37,6 +37,7 @@ class ChannelMapper(nn.Module):
         embed_dim: int,
         num_levels: int,
         num_groups: int = 32,
+        bias: bool = True,
     ) -> None:
         """Build the projections.
 
@@ -46,6 +47,7 @@ class ChannelMapper(nn.Module):
             embed_dim: channels of every level.
             num_levels: levels to return, at least as many as `in_features`.
             num_groups: of the norms.
+            bias: whether the convolutions have one.
 
         Raises:
             ValueError: a map that the backbone does not return, or too few levels.
@@ -58,15 +60,16 @@ class ChannelMapper(nn.Module):
                 "expected at least one level for each map"
             )
         self.in_features = list(in_features)
-        convs = [nn.Conv2d(c, embed_dim, 1) for c in channels]
+        convs = [nn.Conv2d(c, embed_dim, 1, bias=bias) for c in channels]
         for i in range(num_levels - len(channels)):
             source = channels[-1] if i == 0 else embed_dim
-            convs.append(nn.Conv2d(source, embed_dim, 3, stride=2, padding=1))
+            convs.append(nn.Conv2d(source, embed_dim, 3, stride=2, padding=1, bias=bias))
         self.convs = nn.ModuleList(convs)
         self.norms = nn.ModuleList(nn.GroupNorm(num_groups, embed_dim) for _ in convs)
         for conv in convs:
             nn.init.xavier_uniform_(conv.weight)
-            nn.init.zeros_(conv.bias)
+            if bias:
+                nn.init.zeros_(conv.bias)
 
     def forward(self, features: Mapping[str, Tensor]) -> list[Tensor]:
         """Maps (B, C_i, H_i, W_i) by name to levels (B, embed_dim, H_i, W_i)."""

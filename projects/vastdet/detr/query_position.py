@@ -62,3 +62,20 @@ class BoxMLP(nn.Module):
     def forward(self, boxes: Tensor, content: Tensor, layer: int, memory: Tokens) -> Tensor:
         """Reference boxes (B, Q, 4) to positions (B, Q, C); all else does not matter."""
         return self.mlp(boxes.to(content.dtype))
+
+
+class ScaledBoxPosition(BoxPosition):
+    """As `BoxPosition`; from the second layer on, an MLP over the content scales it by channel.
+
+    Liu et al. 2022 (DAB-DETR), section 4.2, as in the authors' deformable models.
+    """
+
+    def __init__(self, embed_dim: int) -> None:
+        """`embed_dim` is C, a multiple of 4."""
+        super().__init__(embed_dim)
+        self.query_scale = MLP(embed_dim, embed_dim, embed_dim, 2)
+
+    def forward(self, boxes: Tensor, content: Tensor, layer: int, memory: Tokens) -> Tensor:
+        """Reference boxes (B, Q, 4) and content (B, Q, C) to positions (B, Q, C)."""
+        position = super().forward(boxes, content, layer, memory)
+        return position if layer == 0 else position * self.query_scale(content)

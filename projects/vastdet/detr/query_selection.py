@@ -56,11 +56,52 @@ class SelectedTokens:
         return self.predictions.boxes[0].detach()
 
 
-class TokenSelection(nn.Module):
-    """Scores every token and keeps the best ones (DINO's mixed query selection, section 3.4).
+class HeadSelection(nn.Module):
+    """Scores candidates by a class head and keeps the best ones.
 
     `class_head` and `box_head` map (..., C) to K logits and to deltas of the proposals' logits.
     """
+
+    def __init__(
+        self,
+        num_queries: int,
+        *,
+        class_head: nn.Module,
+        box_head: nn.Module,
+        num_training_queries: int | None = None,
+    ) -> None:
+        """`num_queries` is Q, in training another number if given."""
+        super().__init__()
+        self.num_inference_queries = num_queries
+        self.num_training_queries = num_queries
+        if num_training_queries is not None:
+            self.num_training_queries = num_training_queries
+        self.class_head = class_head
+        self.box_head = box_head
+
+    @property
+    def num_queries(self) -> int:
+        """Q in the mode that the module is in."""
+        return self.num_training_queries if self.training else self.num_inference_queries
+
+    def best(self, features: Tensor, proposals: Tensor) -> SelectedTokens:
+        """Select by the highest class logit of features (B, S, C) with proposals (B, S, 4)."""
+        logits = self.class_head(features)
+        indices = logits.max(dim=-1).values.topk(self.num_queries, dim=1).indices
+        return self.select(features, proposals, logits, indices)
+
+    def select(
+        self, features: Tensor, proposals: Tensor, logits: Tensor, indices: Tensor
+    ) -> SelectedTokens:
+        """The candidates `indices` (B, Q) of those with logits (B, S, K)."""
+        chosen = gather_tokens(features, indices)
+        moved = self.box_head(chosen).float() + gather_tokens(proposals, indices)
+        predictions = LayerPredictions(gather_tokens(logits, indices)[None], moved.sigmoid()[None])
+        return SelectedTokens(indices, chosen, predictions)
+
+
+class TokenSelection(HeadSelection):
+    """Scores every token and keeps the best ones (DINO's mixed query selection, section 3.4)."""
 
     def __init__(
         self,
@@ -71,23 +112,17 @@ class TokenSelection(nn.Module):
         box_head: nn.Module,
         num_training_queries: int | None = None,
     ) -> None:
-        """`num_queries` is Q, in training another number if given; images have as many tokens."""
-        super().__init__()
-        self.num_inference_queries = num_queries
-        self.num_training_queries = num_queries
-        if num_training_queries is not None:
-            self.num_training_queries = num_training_queries
+        """`embed_dim` is C; see `HeadSelection`."""
+        super().__init__(
+            num_queries,
+            class_head=class_head,
+            box_head=box_head,
+            num_training_queries=num_training_queries,
+        )
         self.output = nn.Linear(embed_dim, embed_dim)
         self.output_norm = nn.LayerNorm(embed_dim)
-        self.class_head = class_head
-        self.box_head = box_head
         nn.init.xavier_uniform_(self.output.weight)
         nn.init.zeros_(self.output.bias)
-
-    @property
-    def num_queries(self) -> int:
-        """Q in the mode that the module is in."""
-        return self.num_training_queries if self.training else self.num_inference_queries
 
     def forward(self, tokens: Tokens) -> SelectedTokens:
         """Select by the highest class logit.
@@ -95,10 +130,7 @@ class TokenSelection(nn.Module):
         Raises:
             ValueError: there are fewer tokens than queries.
         """
-        features, proposals = self.candidates(tokens)
-        logits = self.class_head(features)
-        indices = logits.max(dim=-1).values.topk(self.num_queries, dim=1).indices
-        return self.select(features, proposals, logits, indices)
+        return self.best(*self.candidates(tokens))
 
     def candidates(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Features (B, S, C) and logits of proposals (B, S, 4) of all tokens.
@@ -106,25 +138,25 @@ class TokenSelection(nn.Module):
         Raises:
             ValueError: there are fewer tokens than queries.
         """
-        num_tokens = tokens.values.shape[1]
-        if num_tokens < self.num_queries:
-            raise ValueError(
-                f"the feature levels {list(tokens.sizes)} have {num_tokens} cells in all, fewer "
-                f"than the {self.num_queries} queries; enlarge INPUT.MIN_SIZE_TRAIN and _TEST, or "
-                "lower NUM_QUERIES"
-            )
+        require_tokens(tokens, self.num_queries)
         proposals, valid = token_proposals(tokens)
         values = tokens.values.masked_fill(~valid.unsqueeze(-1), 0)
         return self.output_norm(self.output(values)), proposals
 
-    def select(
-        self, features: Tensor, proposals: Tensor, logits: Tensor, indices: Tensor
-    ) -> SelectedTokens:
-        """The tokens `indices` (B, Q) of those that `candidates` gave, with logits (B, S, K)."""
-        chosen = gather_tokens(features, indices)
-        moved = self.box_head(chosen).float() + gather_tokens(proposals, indices)
-        predictions = LayerPredictions(gather_tokens(logits, indices)[None], moved.sigmoid()[None])
-        return SelectedTokens(indices, chosen, predictions)
+
+def require_tokens(tokens: Tokens, num_queries: int) -> None:
+    """Check that there are tokens enough to choose from.
+
+    Raises:
+        ValueError: there are fewer tokens than queries.
+    """
+    num_tokens = tokens.values.shape[1]
+    if num_tokens < num_queries:
+        raise ValueError(
+            f"the feature levels {list(tokens.sizes)} have {num_tokens} cells in all, fewer "
+            f"than the {num_queries} queries; enlarge INPUT.MIN_SIZE_TRAIN and _TEST, or "
+            "lower NUM_QUERIES"
+        )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from vastdet.detr.query_selection import ObjectnessSelection, TokenSelection
+from vastdet.detr.query_selection import HeadSelection, ObjectnessSelection, SelectedTokens
 from vastdet.detr.structures import LayerPredictions, Queries
 from vastdet.detr.tokens import Tokens
 from vastdet.layers.mlp import xavier_mlp
@@ -146,7 +146,7 @@ class MixedProposedBoxes(ProposedBoxes):
 class MixedQueries(nn.Module):
     """Boxes come from the image, contents are learned (Zhang et al. 2023, DINO, section 3.4)."""
 
-    def __init__(self, selection: TokenSelection, embed_dim: int) -> None:
+    def __init__(self, selection: HeadSelection, embed_dim: int) -> None:
         """`embed_dim` is C; `selection` knows the number of queries."""
         super().__init__()
         self.selection = selection
@@ -154,15 +154,18 @@ class MixedQueries(nn.Module):
 
     def forward(self, memory: Tokens) -> tuple[Queries, LayerPredictions | None]:
         """Queries at the best boxes, and what the proposal stage predicts for them."""
-        selected = self.selection(memory)
-        content = self.content.weight.expand(len(memory.values), -1, -1)
+        return self.start_from(self.selection(memory))
+
+    def start_from(self, selected: SelectedTokens) -> tuple[Queries, LayerPredictions]:
+        """Queries at the boxes of tokens that were chosen, and what was predicted for these."""
+        content = self.content.weight.expand(len(selected.boxes), -1, -1)
         return Queries(content, selected.boxes), selected.predictions
 
 
 class SelectedQueries(nn.Module):
     """Boxes and contents are those of the best tokens (Zhao et al. 2024, RT-DETR, section 4.3)."""
 
-    def __init__(self, selection: TokenSelection) -> None:
+    def __init__(self, selection: HeadSelection) -> None:
         """`selection` knows the number of queries."""
         super().__init__()
         self.selection = selection

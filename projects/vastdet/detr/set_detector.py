@@ -44,6 +44,7 @@ class SetDetector(nn.Module):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         select_detections: SelectDetections = best_pairs,
+        size_divisibility: int = 0,
     ) -> None:
         """Put the parts together.
 
@@ -58,6 +59,7 @@ class SetDetector(nn.Module):
             pixel_mean: subtracted from the image, per channel.
             pixel_std: then divides it.
             select_detections: picks the detections from the logits of the last layer.
+            size_divisibility: of the padded batch's height and width; 0 leaves it to the backbone.
         """
         super().__init__()
         self.backbone = backbone
@@ -67,6 +69,7 @@ class SetDetector(nn.Module):
         self.num_classes = num_classes
         self.max_detections_per_image = max_detections_per_image
         self.select_detections = select_detections
+        self.size_divisibility = size_divisibility or backbone.size_divisibility
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
@@ -121,7 +124,7 @@ class SetDetector(nn.Module):
 
     def padded_levels(self, images: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Levels (B, C, H_l, W_l) and masks (B, H_l, W_l), True at padding, of one padded batch."""
-        batch = ImageList.from_tensors(list(images), self.backbone.size_divisibility)
+        batch = ImageList.from_tensors(list(images), self.size_divisibility)
         height, width = batch.tensor.shape[-2:]
         mask = padding_mask_of(batch.image_sizes, (height, width)).to(self.device)
         levels = self.neck(self.backbone(batch.tensor))

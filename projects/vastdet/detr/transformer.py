@@ -115,12 +115,17 @@ class SetTransformer(nn.Module):
     ) -> SetPredictions:
         """Predict from the queries; members with further branches override it."""
         if self.denoising is None or targets is None:
-            return SetPredictions(self.decoder(queries, memory), proposals)
+            return SetPredictions(self.run_decoder(queries, memory), proposals)
         extra = self.denoising(targets, num_matching=queries.content.shape[1])
-        layers = self.decoder(join_queries(extra, queries), memory)
+        layers = self.run_decoder(join_queries(extra, queries), memory)
         start = extra.matched.shape[1]
         return SetPredictions(
             layers.queries(start),
             proposals,
             DenoisingPredictions(layers.queries(0, start), extra),
         )
+
+    def run_decoder(self, queries: Queries, memory: Tokens) -> LayerPredictions:
+        """The decoder's predictions; members whose decoder reads more override it."""
+        layers: LayerPredictions = self.decoder(queries, memory)
+        return layers

@@ -13,6 +13,7 @@ from vastdet.models.dino import add_dino_config
 from vastdet.models.fcos import add_fcos_config
 from vastdet.models.h_deformable_detr import add_h_deformable_detr_config
 from vastdet.models.rank_detr import add_rank_detr_config
+from vastdet.models.relation_detr import add_relation_detr_config
 from vastdet.models.retinanet import ClippedRetinaNet  # noqa: F401  (registers it)
 from vastdet.models.rt_detr import add_rt_detr_config
 
@@ -20,6 +21,7 @@ from vastdet.models.rt_detr import add_rt_detr_config
 ARCHITECTURE_CONFIGS: tuple[Callable[[CfgNode], None], ...] = (
     add_fcos_config,
     add_dino_config,
+    add_relation_detr_config,
     add_detr_config,
     add_deformable_detr_config,
     add_rt_detr_config,
