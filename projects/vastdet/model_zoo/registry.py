@@ -28,6 +28,7 @@ from vastdet.model_zoo import (
     torchvision_models,
 )
 from vastdet.model_zoo.key_map import Converter
+from vastdet.model_zoo.relation_models import relation_detr_converter
 from vastdet.model_zoo.transformers_models import deformable_detr_transformers_converter
 
 CONVERTERS: dict[str, Callable[[], Converter]] = {
@@ -39,6 +40,7 @@ CONVERTERS: dict[str, Callable[[], Converter]] = {
     "dino_R_50_4scale_mmdet": mmdet_models.dino_mmdet_converter,
     "dino_R_50_5scale": partial(deformable_models.dino_converter, num_levels=5),
     "fasterrcnn_resnet50_fpn": torchvision_models.faster_rcnn,
+    "relation_detr_R_50": relation_detr_converter,
     "retinanet_resnet50_fpn": torchvision_models.retinanet,
     "fcos_resnet50_fpn": torchvision_models.fcos,
 }
