@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional as tv
 from vastdet.data.augmentation import (
     RandomColorJitter,
     RandomZoomOut,
+    ResizeToSquare,
     build_augmentations,
     color_matrix,
 )
@@ -204,3 +205,28 @@ def test_resize_crop_needs_two_ascending_sizes(cfg: CfgNode, crop: tuple[int, ..
     resize_crop_config(cfg, (400,), crop)
     with pytest.raises(ValueError, match=r"INPUT\.RESIZE_CROP\.CROP_SIZES is .*; expected the"):
         build_augmentations(cfg, True)
+
+
+def test_a_square_whatever_the_shape(cfg: CfgNode) -> None:
+    cfg.INPUT.SQUARE = True
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (20, 30, 40), 50
+    assert kinds(build_augmentations(cfg, True)) == ["ResizeToSquare", "RandomFlip"]
+    (resize,) = build_augmentations(cfg, False)
+    seed_all_rng(0)
+    image = np.zeros((100, 200, 3), dtype=np.uint8)
+    image[40:60, 20:120] = 255
+    inputs = T.AugInput(image, boxes=np.array([[20.0, 40, 120, 60]]))
+    resize(inputs)
+    assert inputs.image.shape == (50, 50, 3)
+    np.testing.assert_allclose(inputs.boxes, [[5, 20, 30, 30]])
+    rows, columns = np.nonzero(inputs.image[..., 0] > 127)
+    assert [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] == [5, 20, 30, 30]
+    first = build_augmentations(cfg, True)[0]
+    sides = {first.get_transform(image).new_h for _ in range(50)}
+    assert sides == {20, 30, 40}
+
+
+@pytest.mark.parametrize("sizes", [(), (0, 20)])
+def test_a_square_needs_sides(sizes: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"the sides of INPUT\.SQUARE are .*positive numbers"):
+        ResizeToSquare(sizes)

@@ -123,6 +123,15 @@ def test_a_wrong_array_is_refused(small_cfg: CfgNode, array: np.ndarray) -> None
         Predictor(small_cfg).prepare(array)
 
 
+def test_images_become_squares(small_cfg: CfgNode) -> None:
+    small_cfg.INPUT.SQUARE = True
+    predictor = Predictor(small_cfg)
+    for shape in ((90, 120, 3), (2, 1000, 3)):
+        inputs = predictor.prepare(np.zeros(shape, np.uint8))
+        assert inputs["image"].shape == (3, 64, 64)
+        assert (inputs["height"], inputs["width"]) == shape[:2]
+
+
 def test_thin_images(small_cfg: CfgNode) -> None:
     predictor = Predictor(small_cfg)
     assert predictor.prepare(np.zeros((1, 1, 3), np.uint8))["image"].shape == (3, 64, 64)

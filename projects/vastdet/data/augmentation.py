@@ -4,6 +4,7 @@
 All randomness is drawn from `numpy.random`, as in Detectron2's own augmentations.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import cv2
@@ -74,6 +75,29 @@ class RandomColorJitter(T.Augmentation):
         return T.ColorTransform(partial(cv2.transform, m=matrix))
 
 
+class ResizeToSquare(T.Augmentation):
+    """Resizes an image to a square, its side drawn from a list, whatever its shape."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        """`sizes` are the sides, in pixels.
+
+        Raises:
+            ValueError: there is none, or one is not positive.
+        """
+        super().__init__()
+        if not sizes or min(sizes) < 1:
+            raise ValueError(
+                f"the sides of INPUT.SQUARE are {tuple(sizes)}; expected positive numbers of pixels "
+                "in INPUT.MIN_SIZE_TRAIN and INPUT.MIN_SIZE_TEST"
+            )
+        self.sizes = tuple(sizes)
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Draw the side and resize `image`, HxW or HxWxC, with bilinear interpolation."""
+        side = int(np.random.choice(self.sizes))
+        return T.ResizeTransform(*image.shape[:2], side, side)
+
+
 def color_matrix(
     image: np.ndarray,
     brightness: float,
@@ -138,12 +162,16 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     """The augmentations of a config in the order in which they are applied.
 
     In training: INPUT.ZOOM_IN, INPUT.RESIZE_CROP, Detectron2's INPUT.CROP and resize,
-    INPUT.COLOR_JITTER, INPUT.ZOOM_OUT, Detectron2's flip. In inference: Detectron2's resize.
+    INPUT.COLOR_JITTER, INPUT.ZOOM_OUT, Detectron2's flip. In inference: Detectron2's resize. With
+    INPUT.SQUARE, a resize to a square takes the place of Detectron2's.
 
     Raises:
         ValueError: a strength, probability or ratio is out of its range.
     """
     resize, *flip = detection_utils.build_augmentation(cfg, is_train)
+    if cfg.INPUT.SQUARE:
+        sizes = cfg.INPUT.MIN_SIZE_TRAIN if is_train else (cfg.INPUT.MIN_SIZE_TEST,)
+        resize = ResizeToSquare(sizes)
     if not is_train:
         return [resize]
     zoom_in, zoom_out = cfg.INPUT.ZOOM_IN, cfg.INPUT.ZOOM_OUT

@@ -15,11 +15,11 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import build_augmentation
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
 from vastdet.data import category_space
+from vastdet.data.augmentation import build_augmentations
 from vastdet.data.image_io import read_image
 from vastdet.engine.checkpoint import VastdetCheckpointer
 from vastdet.engine.config_files import choose_device
@@ -32,7 +32,8 @@ class Predictor:
     """Builds the model of a config, loads its weights, and detects objects in images.
 
     Images are file names (or anything Detectron2's PathManager opens) or arrays HxWx3 uint8 in BGR
-    order, OpenCV's and Detectron2's habit; they are resized as `cfg.INPUT.{MIN,MAX}_SIZE_TEST` say.
+    order, OpenCV's and Detectron2's habit; they are resized as `cfg.INPUT.{MIN,MAX}_SIZE_TEST` and
+    `cfg.INPUT.SQUARE` say.
     The result of an image is `Instances` on the CPU with `pred_boxes` (XYXY absolute pixels of the
     image as given), `scores` in [0, 1] and `pred_classes` in [0, K).
 
@@ -79,7 +80,7 @@ class Predictor:
         self.class_names, self.dataset = find_class_names(
             cfg, model_class_count(self.model), class_names
         )
-        self._augmentations = T.AugmentationList(build_augmentation(cfg, is_train=False))
+        self._augmentations = T.AugmentationList(build_augmentations(cfg, is_train=False))
 
     def __call__(self, image: ImageLike) -> Instances:
         """Detect objects in one image."""
@@ -122,7 +123,7 @@ class Predictor:
     def _check_shape(self, height: int, width: int) -> None:
         short, long = sorted((height, width))
         sizes = self.cfg.INPUT
-        if sizes.MIN_SIZE_TEST == 0:
+        if sizes.MIN_SIZE_TEST == 0 or sizes.SQUARE:
             return
         scale = min(sizes.MIN_SIZE_TEST / short, sizes.MAX_SIZE_TEST / long)
         if short * scale < 0.5:
