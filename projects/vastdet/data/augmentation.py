@@ -87,14 +87,14 @@ class ResizeToSquare(T.Augmentation):
         super().__init__()
         if not sizes or min(sizes) < 1:
             raise ValueError(
-                f"the sides of INPUT.SQUARE are {tuple(sizes)}; expected positive numbers of pixels "
-                "in INPUT.MIN_SIZE_TRAIN and INPUT.MIN_SIZE_TEST"
+                f"the sides of INPUT.SQUARE are {tuple(sizes)}; expected positive numbers of "
+                "pixels in INPUT.MIN_SIZE_TRAIN and INPUT.MIN_SIZE_TEST"
             )
         self.sizes = tuple(sizes)
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         """Draw the side and resize `image`, HxW or HxWxC, with bilinear interpolation."""
-        side = int(np.random.choice(self.sizes))
+        side = self.sizes[int(self._rand_range(0, len(self.sizes)))]
         return T.ResizeTransform(*image.shape[:2], side, side)
 
 

@@ -15,8 +15,8 @@ def add_data_config(cfg: CfgNode) -> None:
     # Hues turn by up to this part of the colour circle either way, at most 0.5.
     cfg.INPUT.COLOR_JITTER.HUE = 0.0
 
-    # Resize to a square instead, whatever the shape of the image: its side is one of MIN_SIZE_TRAIN,
-    # or MIN_SIZE_TEST; the MAX_SIZEs do not matter.
+    # Resize to a square instead, whatever the shape of the image: its side is one of
+    # MIN_SIZE_TRAIN, or MIN_SIZE_TEST; the MAX_SIZEs do not matter.
     cfg.INPUT.SQUARE = False
 
     # Zoom out in training (SSD's expansion): the resized image shrinks and lands somewhere on a

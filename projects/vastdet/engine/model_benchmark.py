@@ -50,7 +50,10 @@ def load_configs(
         cfg = load_config(file, opts)
         # Random weights cost as much; a backbone's own file would have to be fetched.
         merge_opts(cfg, ["MODEL.WEIGHTS", "" if path == "-" else path, "MODEL.DEVICE", device])
-        cfg.MODEL.TIMM.PRETRAINED = False
+        if cfg.MODEL.TIMM.PRETRAINED:
+            cfg.MODEL.TIMM.PRETRAINED = False
+            # timm's backbones refuse to freeze random weights.
+            cfg.MODEL.BACKBONE.FREEZE_AT = 0
         configs[unique_name(Path(file).stem, configs)] = cfg
     return configs
 

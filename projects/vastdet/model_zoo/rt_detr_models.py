@@ -16,6 +16,15 @@ from vastdet.model_zoo.torchvision_models import NORM_TENSORS, RESNETS, weight_a
 
 NUM_LEVELS = 3
 NUM_REP_BLOCKS = 3
+# Our config of a version and depth.
+CONFIGS = {
+    (1, 18): "RTDETR/rt_detr_R_18_72ep.yaml",
+    (1, 34): "RTDETR/rt_detr_R_34_72ep.yaml",
+    (1, 50): "RTDETR/rt_detr_R_50_72ep.yaml",
+    (1, 101): "RTDETR/rt_detr_R_101_72ep.yaml",
+    (2, 18): "RTDETR/rt_detrv2_R_18_120ep.yaml",
+    (2, 50): "RTDETR/rt_detrv2_R_50_72ep.yaml",
+}
 # Decoder layers of the published model with a ResNet of each depth.
 DECODER_LAYERS = {18: 3, 34: 4, 50: 6, 101: 6}
 # Depths whose fusion blocks are half as wide as the encoder.
@@ -262,14 +271,13 @@ def rt_detr_pairs(names: Names, depth: int) -> tuple[Pair, ...]:
 
 
 def rt_detr_converter(depth: int = 50, *, version: int = 1) -> Converter:
-    """lyuwenyu/RT-DETR with a ResNet-vd of depth 18, 34, 50 or 101; `version` is 1 or 2.
+    """lyuwenyu/RT-DETR with a ResNet-vd; depth and version are those of `CONFIGS`.
 
     Anchors and scales of points that the second version saves follow from the config.
     """
-    kind = "v2" if version == 2 else ""
     return Converter(
-        name=f"RT-DETR{kind} ResNet-{depth}-vd (lyuwenyu/RT-DETR)",
-        config=f"RTDETR/rt_detr{kind}_R_{depth}.yaml",
+        name=f"RT-DETR{'v2' if version == 2 else ''} ResNet-{depth}-vd (lyuwenyu/RT-DETR)",
+        config=CONFIGS[version, depth],
         pairs=rt_detr_pairs(authors_names(version), depth),
         ignored=("num_batches_tracked", "num_points_scale", "decoder.anchors", "valid_mask"),
     )
@@ -277,10 +285,9 @@ def rt_detr_converter(depth: int = 50, *, version: int = 1) -> Converter:
 
 def rt_detr_transformers_converter(depth: int = 50, *, version: int = 1) -> Converter:
     """Transformers' RTDetrForObjectDetection, or V2; `join_projections` comes before it."""
-    kind = "v2" if version == 2 else ""
     return Converter(
-        name=f"RT-DETR{kind} ResNet-{depth}-vd (transformers)",
-        config=f"RTDETR/rt_detr{kind}_R_{depth}.yaml",
+        name=f"RT-DETR{'v2' if version == 2 else ''} ResNet-{depth}-vd (transformers)",
+        config=CONFIGS[version, depth],
         pairs=rt_detr_pairs(transformers_names(), depth),
         ignored=("num_batches_tracked", "n_points_scale"),
     )
