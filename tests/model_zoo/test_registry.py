@@ -25,7 +25,7 @@ def test_a_table_holds_every_tensor_of_its_model(name: str) -> None:
 def test_an_unknown_name_is_told_the_closest() -> None:
     with pytest.raises(ValueError, match="did you mean dino_R_50_4scale"):
         find_converter("dino_R50_4scale")
-    with pytest.raises(ValueError, match=r"expected one of \['deformable"):
+    with pytest.raises(ValueError, match=r"expected one of \['"):
         find_converter("x")
     assert known_names() == sorted(CONVERTERS)
 
