@@ -14,6 +14,7 @@ from torch import Tensor
 from vastdet.model_zoo import get_config
 from vastdet.model_zoo.deformable_models import (
     deformable_detr_converter,
+    deta_converter,
     dino_converter,
     dino_detrex_converter,
 )
@@ -35,6 +36,7 @@ CASES = {
         91,
     ),
     "rank_r50": (rank_detr_converter, "RankDETR/rank_detr_R_50_12ep", 80),
+    "deta_r50": (deta_converter, "DETA/deta_R_50_12ep", 91),
 }
 
 

@@ -132,6 +132,10 @@ def rank_detr(cfg: CfgNode) -> None:
     cfg.MODEL.RANK_DETR.ONE_TO_MANY.NUM_QUERIES = 30
 
 
+def deta(cfg: CfgNode) -> None:
+    set_prediction(cfg, "DETA", cfg.MODEL.DETA)
+
+
 def detr(cfg: CfgNode) -> None:
     set_prediction(cfg, "DETR", cfg.MODEL.DETR)
 
@@ -203,6 +207,7 @@ ARCHITECTURES = [
         "H-Deformable-DETR", h_deformable_detr, padding_invariant=True, learning_rate=0.005
     ),
     Architecture("Rank-DETR", rank_detr, padding_invariant=True, learning_rate=0.005),
+    Architecture("DETA", deta, padding_invariant=True, learning_rate=0.005),
     # Contents start at zero, so the first layer has nothing to tell the queries of each other.
     Architecture(
         "DETR",

@@ -73,10 +73,7 @@ class SetCriterion(nn.Module):
         losses = {f"loss_{name}": layers[-1] for name, layers in decoder.items()}
         losses |= {f"loss_{name}_aux": layers[:-1].sum() for name, layers in decoder.items()}
         if predictions.encoder is not None:
-            proposed = self.proposal_targets(targets)
-            encoder = self.matched_losses(
-                predictions.encoder, proposed, num_boxes, class_loss=self.proposal_class_loss
-            )
+            encoder = self.proposal_losses(predictions.encoder, targets, num_boxes)
             losses |= {f"loss_{name}_enc": layers.sum() for name, layers in encoder.items()}
         if predictions.denoising is not None:
             queries = predictions.denoising.queries
@@ -96,6 +93,17 @@ class SetCriterion(nn.Module):
     def proposal_targets(self, targets: Targets) -> Targets:
         """What the proposal stage must find: the boxes with their classes."""
         return targets
+
+    def proposal_losses(
+        self, proposals: LayerPredictions, targets: Targets, num_boxes: Tensor
+    ) -> dict[str, Tensor]:
+        """Weighted losses (1,) by name of what the proposal stage predicts."""
+        return self.matched_losses(
+            proposals,
+            self.proposal_targets(targets),
+            num_boxes,
+            class_loss=self.proposal_class_loss,
+        )
 
     def matched_losses(
         self,

@@ -155,10 +155,10 @@ class Decoder(nn.Module):
         With a `relation`, the self-attention of each layer but the first has as its bias the
         relation of the boxes before the last layer to those after it (Hou et al. 2024, section 4).
         """
-        content = queries.content
-        references = References(queries.boxes, queries.boxes)
+        content, start = queries.content, queries.boxes
+        references = References(start, start)
         logits, boxes = [], []
-        before, after = queries.boxes, queries.boxes
+        before, after = start, start
         for i, layer in enumerate(self.layers):
             state = self.query_state(queries, content, references, i, memory)
             if relation is not None and i > 0:
@@ -175,7 +175,7 @@ class Decoder(nn.Module):
                 boxes.append(predicted)
             if not is_last:
                 queries, content, references = self.hand_on(queries, content, references, i)
-        return LayerPredictions(torch.stack(logits), torch.stack(boxes))
+        return LayerPredictions(torch.stack(logits), torch.stack(boxes), start)
 
     def hand_on(
         self, queries: Queries, content: Tensor, references: References, layer: int

@@ -58,7 +58,7 @@ class SetDetector(nn.Module):
             max_detections_per_image: detections kept.
             pixel_mean: subtracted from the image, per channel.
             pixel_std: then divides it.
-            select_detections: picks the detections from the logits of the last layer.
+            select_detections: picks the detections from what the last layer predicts.
             size_divisibility: of the padded batch's height and width; 0 leaves it to the backbone.
         """
         super().__init__()
@@ -135,7 +135,7 @@ class SetDetector(nn.Module):
     ) -> list[Instances]:
         """The best detections of the last layer, in pixels of each image's `sizes`."""
         scores, queries, classes = self.select_detections(
-            predictions.logits[-1], self.max_detections_per_image
+            predictions.logits[-1], predictions.boxes[-1], self.max_detections_per_image
         )
         boxes = cxcywh_to_xyxy(predictions.boxes[-1])
         results = []

@@ -86,14 +86,26 @@ class Targets:
 
 @dataclass(frozen=True)
 class LayerPredictions:
-    """Logits (N, B, Q, K) and boxes (N, B, Q, 4) of N layers, the last layer last."""
+    """What N layers predict, the last layer last.
+
+    Attributes:
+        logits: (N, B, Q, K).
+        boxes: (N, B, Q, 4).
+        references: (B, Q, 4 or less), the boxes or points that the first layer starts from; those
+            of a proposal stage are what the tokens propose before any learning. None where nobody
+            asks for them.
+    """
 
     logits: Tensor
     boxes: Tensor
+    references: Tensor | None = None
 
     def queries(self, start: int, stop: int | None = None) -> "LayerPredictions":
         """Those of some of the queries."""
-        return LayerPredictions(self.logits[:, :, start:stop], self.boxes[:, :, start:stop])
+        references = None if self.references is None else self.references[:, start:stop]
+        return LayerPredictions(
+            self.logits[:, :, start:stop], self.boxes[:, :, start:stop], references
+        )
 
 
 @dataclass(frozen=True)

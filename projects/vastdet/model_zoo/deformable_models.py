@@ -321,3 +321,27 @@ def deformable_detr_converter(variant: str = "plain") -> Converter:
             *deformable_detr_transformer_pairs(variant, 6, 6, num_levels=4),
         ),
     )
+
+
+def deta_transformer_pairs(num_encoder: int, num_decoder: int, *, num_levels: int) -> list[Pair]:
+    """All but the backbone of DETA in the authors' code."""
+    source = "transformer.query_source"
+    return [
+        *deformable_detr_transformer_pairs(
+            "two_stage", num_encoder, num_decoder, num_levels=num_levels
+        ),
+        *weight_and_bias("transformer.pix_trans", f"{source}.feature_transform"),
+        *weight_and_bias("transformer.pix_trans_norm", f"{source}.feature_norm"),
+    ]
+
+
+def deta_converter() -> Converter:
+    """jozhang97/DETA with a ResNet-50 and 5 levels."""
+    return Converter(
+        name="DETA 5-level ResNet-50 (jozhang97/DETA)",
+        config="DETA/deta_R_50_12ep.yaml",
+        pairs=(
+            *resnet_pairs(50, "backbone.0.body.", "backbone."),
+            *deta_transformer_pairs(6, 6, num_levels=5),
+        ),
+    )

@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from vastdet.models.conditional_detr import add_conditional_detr_config
 from vastdet.models.dab_detr import add_dab_detr_config
 from vastdet.models.deformable_detr import add_deformable_detr_config
+from vastdet.models.deta import add_deta_config
 from vastdet.models.detr import add_detr_config
 from vastdet.models.dino import add_dino_config
 from vastdet.models.fcos import add_fcos_config
@@ -22,6 +23,7 @@ ARCHITECTURE_CONFIGS: tuple[Callable[[CfgNode], None], ...] = (
     add_fcos_config,
     add_dino_config,
     add_relation_detr_config,
+    add_deta_config,
     add_detr_config,
     add_deformable_detr_config,
     add_rt_detr_config,
