@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The small DINO whose outputs, losses and gradients in the authors' code are known."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from vastdet.models.dino.dino import DINO, build_criterion, build_transformer
 NUM_ENCODER, NUM_DECODER, NUM_LEVELS = 2, 3, 4
 
 
-def tiny_resnet() -> ResNet:
+def tiny_resnet(out_features: Sequence[str] = ("res3", "res4", "res5")) -> ResNet:
     """torchvision's layout, one bottleneck a stage, a quarter of the width."""
     norm = {"norm": "FrozenBN"}
     stages = [
@@ -37,7 +38,7 @@ def tiny_resnet() -> ResNet:
         )
         for i in range(4)
     ]
-    return ResNet(BasicStem(3, 16, **norm), stages, out_features=["res3", "res4", "res5"])
+    return ResNet(BasicStem(3, 16, **norm), stages, out_features=list(out_features))
 
 
 def converter() -> Converter:
