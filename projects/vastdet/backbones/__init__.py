@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Backbones that Detectron2 lacks, registered with its BACKBONE_REGISTRY."""
 
+from vastdet.backbones.dilated_resnet import build_resnet_dc5_backbone
 from vastdet.backbones.fpn import (
     build_resnet_fpn_p6p7_backbone,
     build_timm_fpn_backbone,
@@ -11,6 +12,7 @@ from vastdet.backbones.timm_backbone import TimmBackbone, build_timm_backbone
 
 __all__ = [
     "TimmBackbone",
+    "build_resnet_dc5_backbone",
     "build_resnet_fpn_p6p7_backbone",
     "build_resnet_vd_backbone",
     "build_timm_backbone",

@@ -64,11 +64,15 @@ def detr_transformer_pairs(num_encoder: int, num_decoder: int) -> list[Pair]:
     ]
 
 
-def detr_converter(*, depth: int = 50) -> Converter:
-    """facebookresearch/detr with a ResNet; their last class row is "no object"."""
+def detr_converter(depth: int = 50, *, dc5: bool = False) -> Converter:
+    """facebookresearch/detr with a ResNet, `dc5` with its dilated last stage.
+
+    Their last class row is "no object".
+    """
+    backbone = f"R_{depth}_DC5" if dc5 else f"R_{depth}"
     return Converter(
-        name=f"DETR ResNet-{depth} (facebookresearch/detr)",
-        config=f"DETR/detr_R_{depth}_500ep.yaml",
+        name=f"DETR {backbone} (facebookresearch/detr)",
+        config=f"DETR/detr_{backbone}_500ep.yaml",
         pairs=(
             *resnet_pairs(depth, "backbone.0.body.", "backbone."),
             *detr_transformer_pairs(6, 6),
