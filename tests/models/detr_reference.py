@@ -8,6 +8,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vastdet.layers.boxes import cxcywh_to_xyxy
 
@@ -45,7 +46,15 @@ RENAMED = (
     (r"\.mlp\.fc(\d)\.", r".ffn.linear\1."),
     (r"^class_labels_classifier\.", "transformer.decoder.class_heads.0."),
     (r"^bbox_predictor\.", "transformer.decoder.box_heads.0."),
-    (r"^mask_head\.conv(\d)\.", r"mask_head.convs.\1."),
+    (r"^bbox_attention\.q_proj\.", "attention_maps.query_proj."),
+    (r"^bbox_attention\.k_proj\.", "attention_maps.key_proj."),
+    (r"^mask_head\.conv1\.", "mask_head.convs.0."),
+    (r"^mask_head\.conv2\.", "mask_head.convs.1."),
+    (r"^mask_head\.fpn_stages\.0\.refine\.", "mask_head.convs.2."),
+    (r"^mask_head\.fpn_stages\.1\.refine\.", "mask_head.convs.3."),
+    (r"^mask_head\.fpn_stages\.2\.refine\.", "mask_head.convs.4."),
+    (r"^mask_head\.fpn_stages\.(\d)\.fpn_adapter\.", r"mask_head.adapters.\1."),
+    (r"^mask_head\.output_conv\.", "mask_head.output."),
 )
 
 
@@ -103,26 +112,41 @@ def set_node(node: CfgNode) -> None:
     node.NUM_ENCODER_LAYERS, node.NUM_DECODER_LAYERS, node.DROPOUT = 2, 3, 0.0
 
 
+# Of the weights of a layer; 1 would keep the variance of what it reads. What all cells and all
+# queries have in common must not hide their differences.
+GAIN = 1.5
+GAINS = {
+    ".encoder.layers.": 0.4,
+    "bbox_attention": 8.0,
+    "class_labels_classifier": 4.0,
+    "fpn_adapter": 0.01,
+    "input_projection": 0.1,
+    "query_position_embeddings": 24.0,
+}
+
+
 def randomize(model: nn.Module) -> None:
     """Weights with which no two queries predict alike, and norms whose channels differ."""
     torch.manual_seed(0)
     for name, tensor in model.state_dict().items():
         if name.endswith("running_var"):
             tensor.uniform_(0.5, 1.5)
-        elif "query_position_embeddings" in name:
-            tensor.normal_()
         elif tensor.dim() > 1:
-            fan_in = tensor[0].numel()
-            tensor.normal_(0.0, 1.5 * fan_in**-0.5)
+            gain = next((gain for part, gain in GAINS.items() if part in name), GAIN)
+            tensor.normal_(0.0, gain * tensor[0].numel() ** -0.5)
         elif tensor.is_floating_point():
-            is_scale = name.endswith("weight")
-            tensor.normal_(1.0 if is_scale else 0.0, 0.1)
+            tensor.normal_(1.0 if name.endswith("weight") else 0.0, 0.1)
 
 
 def random_images() -> list[Tensor]:
-    """Normalised images (3, H, W) of `SIZES`."""
+    """Normalised images (3, H, W) of `SIZES`: patches of other brightness, with noise."""
     generator = torch.Generator().manual_seed(1)
-    return [torch.randn(3, *size, generator=generator) for size in SIZES]
+    images = []
+    for height, width in SIZES:
+        patches = 3 * torch.randn(1, 3, height // 16, width // 16, generator=generator)
+        smooth = F.interpolate(patches, (height, width))[0]
+        images.append(smooth + torch.randn(3, height, width, generator=generator))
+    return images
 
 
 def padded_batch() -> tuple[Tensor, Tensor]:

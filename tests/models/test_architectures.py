@@ -12,7 +12,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
@@ -140,6 +140,11 @@ def detr(cfg: CfgNode) -> None:
     set_prediction(cfg, "DETR", cfg.MODEL.DETR)
 
 
+def panoptic_detr(cfg: CfgNode) -> None:
+    set_prediction(cfg, "PanopticDETR", cfg.MODEL.PANOPTIC_DETR)
+    cfg.MODEL.TIMM.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+
+
 def rt_detr(cfg: CfgNode, num_points: list[int]) -> None:
     node = cfg.MODEL.RT_DETR
     set_prediction(cfg, "RTDETR", node)
@@ -208,13 +213,17 @@ ARCHITECTURES = [
     ),
     Architecture("Rank-DETR", rank_detr, padding_invariant=True, learning_rate=0.005),
     Architecture("DETA", deta, padding_invariant=True, learning_rate=0.005),
-    # Contents start at zero, so the first layer has nothing to tell the queries of each other.
-    Architecture(
-        "DETR",
-        detr,
-        padding_invariant=True,
-        learning_rate=0.005,
-        idle=("transformer.decoder.layers.0.self_attn.in_proj_weight",),
+    *(
+        Architecture(
+            name,
+            configure,
+            padding_invariant=True,
+            learning_rate=0.005,
+            # Contents start at zero, so the first layer has nothing to tell the queries of each
+            # other.
+            idle=("transformer.decoder.layers.0.self_attn.in_proj_weight",),
+        )
+        for name, configure in (("DETR", detr), ("Panoptic DETR", panoptic_detr))
     ),
     *(
         Architecture(
@@ -272,6 +281,9 @@ def sample(
     instances = Instances(size)
     instances.gt_boxes = Boxes(boxes)
     instances.gt_classes = torch.arange(len(boxes)) % NUM_CLASSES
+    instances.gt_masks = BitMasks(torch.zeros(len(boxes), height, width, dtype=torch.bool))
+    for mask, (x0, y0, x1, y1) in zip(instances.gt_masks.tensor, boxes.int().tolist(), strict=True):
+        mask[y0:y1, x0:x1] = True
     corners = torch.rand(40, 2, 2, generator=generator).sort(dim=1).values
     spread = (corners * torch.tensor([width, height])).flatten(1)
     shifted = boxes.repeat(4, 1) + 4 * torch.rand(4 * len(boxes), 4, generator=generator)

@@ -69,7 +69,10 @@ class SetCriterion(nn.Module):
     def forward(self, predictions: SetPredictions, targets: Targets) -> dict[str, Tensor]:
         """Weighted losses, scalars by name; all are zero or class losses when there is no box."""
         num_boxes = self.count_boxes(targets)
-        decoder = self.matched_losses(predictions.decoder, targets, num_boxes)
+        matched = self.assigner.assign(predictions.decoder, targets)
+        decoder = self.weights.weigh(
+            self.layer_losses(predictions.decoder, matched, targets, num_boxes)
+        )
         losses = {f"loss_{name}": layers[-1] for name, layers in decoder.items()}
         losses |= {f"loss_{name}_aux": layers[:-1].sum() for name, layers in decoder.items()}
         if predictions.encoder is not None:
@@ -88,7 +91,16 @@ class SetCriterion(nn.Module):
                 )
             )
             losses |= {f"loss_{name}_dn": layers.sum() for name, layers in denoising.items()}
-        return losses
+        return losses | self.further_losses(predictions, matched[-1], targets, num_boxes)
+
+    def further_losses(
+        self, predictions: SetPredictions, matched: Tensor, targets: Targets, num_boxes: Tensor
+    ) -> dict[str, Tensor]:
+        """Weighted losses by name of what a member predicts beside classes and boxes.
+
+        `matched` (B, Q) is the last layer's; for the other arguments see `layer_losses`.
+        """
+        return {}
 
     def proposal_targets(self, targets: Targets) -> Targets:
         """What the proposal stage must find: the boxes with their classes."""

@@ -175,7 +175,9 @@ class Decoder(nn.Module):
                 boxes.append(predicted)
             if not is_last:
                 queries, content, references = self.hand_on(queries, content, references, i)
-        return LayerPredictions(torch.stack(logits), torch.stack(boxes), start)
+        return LayerPredictions(
+            torch.stack(logits), torch.stack(boxes), references=start, content=normed
+        )
 
     def hand_on(
         self, queries: Queries, content: Tensor, references: References, layer: int

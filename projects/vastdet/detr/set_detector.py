@@ -80,21 +80,32 @@ class SetDetector(nn.Module):
 
     def forward(
         self, batched_inputs: list[dict[str, Any]]
-    ) -> dict[str, Tensor] | list[dict[str, Instances]]:
+    ) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Losses in training, detections at inference; see the class."""
         images = [self.normalize(x["image"]) for x in batched_inputs]
         sizes = [(x.shape[-2], x.shape[-1]) for x in images]
         if self.training:
             targets = self.targets(batched_inputs)
             return self.criterion(self.predict_padded(images, targets), targets)
-        found: dict[int, Instances] = {}
+        found: dict[int, dict[str, Any]] = {}
         for size in dict.fromkeys(sizes):
             group = [i for i, other in enumerate(sizes) if other == size]
             predictions = self.predict_padded([images[i] for i in group])
-            found.update(
-                zip(group, self.detections(predictions.decoder, [size] * len(group)), strict=True)
-            )
-        return [{"instances": rescale(found[i], x)} for i, x in enumerate(batched_inputs)]
+            results = self.results(predictions, size, [batched_inputs[i] for i in group])
+            found.update(zip(group, results, strict=True))
+        return [found[i] for i in range(len(batched_inputs))]
+
+    def results(
+        self,
+        predictions: SetPredictions,
+        size: tuple[int, int],
+        batched_inputs: Sequence[Mapping[str, Any]],
+    ) -> list[dict[str, Any]]:
+        """What is returned for images of one network input `size` (height, width)."""
+        found = self.detections(predictions.decoder, [size] * len(batched_inputs))
+        return [
+            {"instances": rescale(image, x)} for image, x in zip(found, batched_inputs, strict=True)
+        ]
 
     def normalize(self, image: Tensor) -> Tensor:
         """Pixels (3, H, W) in [0, 255] to the network's input."""
@@ -124,10 +135,21 @@ class SetDetector(nn.Module):
 
     def padded_levels(self, images: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Levels (B, C, H_l, W_l) and masks (B, H_l, W_l), True at padding, of one padded batch."""
+        pixels, mask = self.padded_batch(images)
+        return self.levels(self.backbone(pixels), mask)
+
+    def padded_batch(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """One batch (B, 3, H, W) of images, and its mask (B, H, W), True at padding."""
         batch = ImageList.from_tensors(list(images), self.size_divisibility)
         height, width = batch.tensor.shape[-2:]
-        mask = padding_mask_of(batch.image_sizes, (height, width)).to(self.device)
-        levels = self.neck(self.backbone(batch.tensor))
+        mask = padding_mask_of(batch.image_sizes, (height, width))
+        return batch.tensor, mask.to(self.device)
+
+    def levels(
+        self, features: Mapping[str, Tensor], mask: Tensor
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The neck's levels of the backbone's maps, and the batch's mask for each."""
+        levels = self.neck(features)
         return levels, [resize_mask(mask, (x.shape[-2], x.shape[-1])) for x in levels]
 
     def detections(

@@ -94,17 +94,21 @@ class LayerPredictions:
         references: (B, Q, 4 or less), the boxes or points that the first layer starts from; those
             of a proposal stage are what the tokens propose before any learning. None where nobody
             asks for them.
+        content: (B, Q, C), what the heads of a decoder's last layer read, for further heads.
     """
 
     logits: Tensor
     boxes: Tensor
     references: Tensor | None = None
+    content: Tensor | None = None
 
     def queries(self, start: int, stop: int | None = None) -> "LayerPredictions":
         """Those of some of the queries."""
-        references = None if self.references is None else self.references[:, start:stop]
+        references, content = (
+            None if x is None else x[:, start:stop] for x in (self.references, self.content)
+        )
         return LayerPredictions(
-            self.logits[:, :, start:stop], self.boxes[:, :, start:stop], references
+            self.logits[:, :, start:stop], self.boxes[:, :, start:stop], references, content
         )
 
 

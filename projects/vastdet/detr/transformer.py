@@ -102,7 +102,10 @@ class SetTransformer(nn.Module):
             padding_masks: (B, H, W) bool of each level, True at padding.
             targets: in training; makes the denoising queries.
         """
-        memory = self.encoder(self.to_tokens(levels, padding_masks))
+        return self.predict(self.encoder(self.to_tokens(levels, padding_masks)), targets)
+
+    def predict(self, memory: Tokens, targets: Targets | None = None) -> SetPredictions:
+        """Predict from the encoded tokens; `targets` as in `forward`."""
         queries, proposals = self.query_source(memory)
         return self.decode(queries, memory, proposals, targets)
 

@@ -3,5 +3,6 @@
 
 from vastdet.models.detr.config import add_detr_config
 from vastdet.models.detr.detr import DETR
+from vastdet.models.detr.panoptic import PanopticDETR
 
-__all__ = ["DETR", "add_detr_config"]
+__all__ = ["DETR", "PanopticDETR", "add_detr_config"]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The DETR meta-architecture (Carion et al., ECCV 2020): the parts it is made of."""
 
+from collections.abc import Callable
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
@@ -35,20 +36,22 @@ class DETR(SetDetector):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Build the parts from `MODEL.DETR`."""
         node = cfg.MODEL.DETR
-        backbone = build_backbone(cfg)
-        return {
-            "backbone": backbone,
-            "neck": MapProjection(
-                backbone.output_shape(), node.IN_FEATURE, embed_dim=node.EMBED_DIM
-            ),
-            "transformer": build_transformer(node),
-            "criterion": build_criterion(node),
-            "num_classes": node.NUM_CLASSES,
-            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-            "select_detections": best_queries,
-        }
+        return detector_parts(cfg, node) | {"criterion": build_criterion(node)}
+
+
+def detector_parts(cfg: CfgNode, node: CfgNode) -> dict[str, Any]:
+    """The arguments of `SetDetector` but for the criterion, from the keys of `node`."""
+    backbone = build_backbone(cfg)
+    return {
+        "backbone": backbone,
+        "neck": MapProjection(backbone.output_shape(), node.IN_FEATURE, embed_dim=node.EMBED_DIM),
+        "transformer": build_transformer(node),
+        "num_classes": node.NUM_CLASSES,
+        "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+        "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+        "pixel_std": cfg.MODEL.PIXEL_STD,
+        "select_detections": best_queries,
+    }
 
 
 def build_transformer(node: CfgNode) -> SetTransformer:
@@ -75,10 +78,12 @@ def build_transformer(node: CfgNode) -> SetTransformer:
     )
 
 
-def build_criterion(node: CfgNode) -> SetCriterion:
-    """Matcher and losses of `MODEL.DETR`."""
+def build_criterion(
+    node: CfgNode, criterion: Callable[..., SetCriterion] = SetCriterion, **further: Any
+) -> SetCriterion:
+    """Matcher and losses of `MODEL.DETR`; `further` arguments are for another criterion."""
     weights = LossWeights(node.CLASS_WEIGHT, node.BBOX_WEIGHT, node.GIOU_WEIGHT)
-    return SetCriterion(
+    return criterion(
         assigner=HungarianMatcher(
             class_weight=weights.classes,
             l1_weight=weights.bbox,
@@ -87,4 +92,5 @@ def build_criterion(node: CfgNode) -> SetCriterion:
         ),
         class_loss=CrossEntropyLoss(no_object_weight=node.NO_OBJECT_WEIGHT),
         weights=weights,
+        **further,
     )
