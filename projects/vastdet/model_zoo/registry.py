@@ -24,17 +24,22 @@ from functools import partial
 from vastdet.model_zoo import (
     conditional_models,
     deformable_models,
+    dense_models,
     mmdet_models,
     torchvision_models,
 )
 from vastdet.model_zoo.key_map import Converter
 from vastdet.model_zoo.relation_models import relation_detr_converter
-from vastdet.model_zoo.transformers_models import deformable_detr_transformers_converter
+from vastdet.model_zoo.transformers_models import (
+    deformable_detr_transformers_converter,
+    detr_transformers_converter,
+)
 
 CONVERTERS: dict[str, Callable[[], Converter]] = {
     "conditional_detr_R_50": conditional_models.conditional_detr_converter,
     "conditional_detr_R_101": partial(conditional_models.conditional_detr_converter, 101),
     "dab_detr_R_50": conditional_models.dab_detr_converter,
+    "detr_R_50_transformers": detr_transformers_converter,
     "dino_R_50_4scale": deformable_models.dino_converter,
     "dino_R_50_4scale_detrex": deformable_models.dino_detrex_converter,
     "dino_R_50_4scale_mmdet": mmdet_models.dino_mmdet_converter,
@@ -46,6 +51,9 @@ CONVERTERS: dict[str, Callable[[], Converter]] = {
 }
 for _depth in torchvision_models.RESNETS:
     CONVERTERS[f"resnet{_depth}"] = partial(torchvision_models.resnet, _depth)
+for _depth in (50, 101):
+    CONVERTERS[f"detr_R_{_depth}"] = partial(dense_models.detr_converter, _depth)
+    CONVERTERS[f"detr_R_{_depth}_DC5"] = partial(dense_models.detr_converter, _depth, dc5=True)
 for _variant in ("plain", "refined", "two_stage"):
     for _ending, _make in (
         ("", deformable_models.deformable_detr_converter),
