@@ -57,12 +57,9 @@ def stored_noise(
     flip = probability < 0.25
     labels = torch.zeros(len(flip), dtype=torch.int64)
     labels[flip] = new_labels
-    flat = {
-        "flip": flip,
-        "labels": labels,
-        "signs": signs.float() * 2 - 1,
-        "sizes": sizes,
-    }
+    is_negative = torch.arange(len(flip)) // sum(targets.num_boxes) % 2
+    moves = (signs.float() * 2 - 1) * (sizes + is_negative[:, None])
+    flat = {"flip": flip, "labels": labels, "moves": moves}
     num_groups = len(flip) // (2 * total)
     image = torch.repeat_interleave(torch.arange(num_images), torch.tensor(targets.num_boxes))
     slot = torch.cat([torch.arange(n) for n in targets.num_boxes])

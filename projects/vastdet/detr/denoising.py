@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contrastive denoising: boxes with noise that the decoder must restore, or reject (DINO, 3.3).
+"""Denoising: boxes with noise that the decoder must restore (DN-DETR), or reject (DINO, 3.3).
 
-B images, G slots for ground-truth boxes, R groups, P = R * 2 * G denoising queries, Q matching
-queries, C channels, K classes. Boxes are CXCYWH as shares of the image.
+B images, G slots for ground-truth boxes, R groups, V versions of each box in a group, P = R * V * G
+denoising queries, Q matching queries, C channels, K classes. Boxes are CXCYWH as shares of the
+image.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -16,30 +18,120 @@ from vastdet.layers.boxes import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
 
 @dataclass(frozen=True)
 class Noise:
-    """What chance decides, for each of R groups, a positive and a negative repeat, and each slot.
+    """What chance decides, for each group, version and slot.
 
     Attributes:
-        flip: (B, R, 2, G) bool, whether the label is replaced.
-        labels: (B, R, 2, G) int64, by which.
-        signs: (B, R, 2, G, 4) of -1 and 1, the way each corner coordinate moves.
-        sizes: (B, R, 2, G, 4) in [0, 1), how far.
+        flip: (B, R, V, G) bool, whether the label is replaced.
+        labels: (B, R, V, G) int64, by which.
+        moves: (B, R, V, G, 4), how far each number of a box moves, as shares of its reach.
     """
 
     flip: Tensor
     labels: Tensor
-    signs: Tensor
-    sizes: Tensor
+    moves: Tensor
 
 
-class ContrastiveDenoising(nn.Module):
-    """Makes groups of noised boxes: in each, one slightly moved and one further moved a box.
+class Denoising(nn.Module, ABC):
+    """Makes groups of noised boxes: in each, the first version of a box must be restored.
 
-    The first must be restored, the second rejected. A corner coordinate moves by up to half a side
-    times `box_noise` in a positive, by half to a whole side times it in a negative.
+    A member says what the versions are, how many groups there are and how boxes move.
     """
 
+    num_versions: int  # V
     # Every number of the box that an empty slot holds: 0.5 is a logit of zero.
     empty_box = 0.5
+
+    def __init__(
+        self,
+        label_embedding: nn.Embedding,
+        *,
+        flip_probability: float,
+        box_noise: float,
+        eps: float,
+    ) -> None:
+        """Take the amounts.
+
+        Args:
+            label_embedding: K + 1 rows; the last is no label of a box.
+            flip_probability: share of the labels that are drawn anew, in [0, 1].
+            box_noise: scale of the moves, 0 or more.
+            eps: bounds the logits of the noised boxes.
+        """
+        super().__init__()
+        self.label_embedding = label_embedding
+        self.flip_probability = flip_probability
+        self.box_noise = box_noise
+        self.eps = eps
+
+    @abstractmethod
+    def count_groups(self, num_slots: int) -> int:
+        """R, at least 1, where the fullest image has `num_slots` boxes."""
+
+    @abstractmethod
+    def draw_moves(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """`Noise.moves` of a shape (B, R, V, G)."""
+
+    @abstractmethod
+    def move(self, boxes: Tensor, moves: Tensor) -> Tensor:
+        """Boxes (B, 1, 1, G, 4), moved by `Noise.moves`, to (B, R, V, G, 4) within [0, 1]."""
+
+    def embed(self, labels: Tensor) -> Tensor:
+        """Labels (...) to contents (..., C)."""
+        return self.label_embedding(labels)
+
+    def counted(self, used: Tensor) -> Tensor | None:
+        """See `DenoisingQueries.counted`; `used` (B, P) is True where a query holds a box."""
+        return used
+
+    def forward(self, targets: Targets, num_matching: int) -> DenoisingQueries:
+        """Make the queries of a batch, to go before `num_matching` others.
+
+        A batch without any box gets P = 0 queries. The embedding takes part in the graph even
+        then, so that no process of a distributed run waits for its gradient.
+        """
+        num_slots = max(targets.num_boxes, default=0)
+        num_groups = self.count_groups(num_slots)
+        noise = self.draw_noise(targets, num_slots, num_groups)
+        filled = targets.filled[:, :num_slots]
+        shape = (len(targets.num_boxes), num_groups, self.num_versions, num_slots)
+        used = filled[:, None, None].expand(shape)
+
+        labels = targets.labels[:, None, None, :num_slots].expand(shape)
+        labels = torch.where(noise.flip, noise.labels, labels)
+        content = self.embed(labels) * used.unsqueeze(-1)
+        boxes = self.move(targets.boxes[:, None, None, :num_slots], noise.moves)
+        boxes = inverse_sigmoid(boxes, self.eps).sigmoid()
+        boxes = torch.where(used.unsqueeze(-1), boxes, self.empty_box)
+
+        slots = torch.arange(num_slots, device=labels.device).expand(shape)
+        is_first = torch.arange(self.num_versions, device=labels.device)[:, None] == 0
+        matched = torch.where(used & is_first, slots, -1)
+        blocked = group_mask(num_groups, self.num_versions * num_slots, num_matching, labels.device)
+        queries = Queries(content.flatten(1, 3), boxes.flatten(1, 3), blocked)
+        return DenoisingQueries(
+            queries, matched.flatten(1), self.counted(used.flatten(1)), num_groups
+        )
+
+    def draw_noise(self, targets: Targets, num_slots: int, num_groups: int) -> Noise:
+        """Draw what chance decides."""
+        device = targets.labels.device
+        shape = (len(targets.num_boxes), num_groups, self.num_versions, num_slots)
+        num_classes = self.label_embedding.num_embeddings - 1
+        return Noise(
+            flip=torch.rand(shape, device=device) < self.flip_probability,
+            labels=torch.randint(num_classes, shape, device=device),
+            moves=self.draw_moves(shape, device),
+        )
+
+
+class ContrastiveDenoising(Denoising):
+    """Each box has two versions: one slightly moved, to be restored, one further, to be rejected.
+
+    A corner coordinate moves by up to half a side times `box_noise` in a positive, by half to a
+    whole side times it in a negative.
+    """
+
+    num_versions = 2
 
     def __init__(
         self,
@@ -61,60 +153,34 @@ class ContrastiveDenoising(nn.Module):
             box_noise: scale of the moves, 0 or more.
             eps: bounds the logits of the noised boxes.
         """
-        super().__init__()
-        self.num_classes = num_classes
-        self.num_queries = num_queries
-        self.label_noise = label_noise
-        self.box_noise = box_noise
-        self.eps = eps
         # One row more than classes, never read here: the authors' layout of the weights.
-        self.label_embedding = nn.Embedding(num_classes + 1, embed_dim)
-
-    def forward(self, targets: Targets, num_matching: int) -> DenoisingQueries:
-        """Make the queries of a batch, to go before `num_matching` others.
-
-        A batch without any box gets P = 0 queries. The embedding takes part in the graph even
-        then, so that no process of a distributed run waits for its gradient.
-        """
-        num_slots = max(targets.num_boxes, default=0)
-        num_groups = max(self.num_queries // max(num_slots, 1), 1)
-        noise = self.draw_noise(targets, num_slots, num_groups)
-        filled = targets.filled[:, :num_slots]
-        shape = (len(targets.num_boxes), num_groups, 2, num_slots)
-        used = filled[:, None, None].expand(shape)
-
-        labels = targets.labels[:, None, None, :num_slots].expand(shape)
-        labels = torch.where(noise.flip, noise.labels, labels)
-        content = self.label_embedding(labels) * used.unsqueeze(-1)
-        boxes = self.add_noise(targets.boxes[:, None, None, :num_slots], noise)
-        boxes = torch.where(used.unsqueeze(-1), boxes, self.empty_box)
-
-        slots = torch.arange(num_slots, device=labels.device).expand(shape)
-        is_positive = torch.tensor([True, False], device=labels.device)[:, None]
-        matched = torch.where(used & is_positive, slots, -1)
-        blocked = group_mask(num_groups, 2 * num_slots, num_matching, labels.device)
-        queries = Queries(content.flatten(1, 3), boxes.flatten(1, 3), blocked)
-        return DenoisingQueries(queries, matched.flatten(1), None, num_groups)
-
-    def draw_noise(self, targets: Targets, num_slots: int, num_groups: int) -> Noise:
-        """Draw what chance decides."""
-        device = targets.labels.device
-        shape = (len(targets.num_boxes), num_groups, 2, num_slots)
-        return Noise(
-            flip=torch.rand(shape, device=device) < self.label_noise * 0.5,
-            labels=torch.randint(self.num_classes, shape, device=device),
-            signs=torch.randint(2, (*shape, 4), device=device) * 2.0 - 1.0,
-            sizes=torch.rand(*shape, 4, device=device),
+        super().__init__(
+            nn.Embedding(num_classes + 1, embed_dim),
+            flip_probability=label_noise * 0.5,
+            box_noise=box_noise,
+            eps=eps,
         )
+        self.num_queries = num_queries
 
-    def add_noise(self, boxes: Tensor, noise: Noise) -> Tensor:
-        """Move the corners of boxes (B, 1, 1, G, 4) to noised boxes (B, R, 2, G, 4)."""
+    def count_groups(self, num_slots: int) -> int:
+        """As many as keep the number of positives below `num_queries`, at least 1."""
+        return max(self.num_queries // max(num_slots, 1), 1)
+
+    def counted(self, used: Tensor) -> Tensor | None:
+        """All queries: negatives and empty slots are background."""
+        return None
+
+    def draw_moves(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """In [-1, 1] for positives; negatives move by 1 to 2 either way."""
+        signs = torch.randint(2, (*shape, 4), device=device) * 2.0 - 1.0
+        sizes = torch.rand(*shape, 4, device=device)
+        return signs * (sizes + torch.tensor([0.0, 1.0], device=device)[:, None, None])
+
+    def move(self, boxes: Tensor, moves: Tensor) -> Tensor:
+        """Move the corners; the reach is half a side."""
         half = boxes[..., 2:] / 2
         reach = torch.cat([half, half], dim=-1) * self.box_noise
-        is_negative = torch.tensor([0.0, 1.0], device=boxes.device)[:, None, None]
-        moved = cxcywh_to_xyxy(boxes) + noise.signs * (noise.sizes + is_negative) * reach
-        moved = xyxy_to_cxcywh(moved.clamp(0, 1))
-        return inverse_sigmoid(moved, self.eps).sigmoid()
+        return xyxy_to_cxcywh((cxcywh_to_xyxy(boxes) + moves * reach).clamp(0, 1))
 
 
 def group_mask(num_groups: int, group_size: int, num_matching: int, device: torch.device) -> Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vastdet.detr.denoising import ContrastiveDenoising, join_queries
+from vastdet.detr.denoising import Denoising, join_queries
 from vastdet.detr.structures import (
     DenoisingPredictions,
     LayerPredictions,
@@ -79,7 +79,7 @@ class SetTransformer(nn.Module):
         encoder: nn.Module,
         query_source: nn.Module,
         decoder: nn.Module,
-        denoising: ContrastiveDenoising | None = None,
+        denoising: Denoising | None = None,
     ) -> None:
         """Put the parts together."""
         super().__init__()
