@@ -6,6 +6,7 @@ import torch
 from vastdet.detr.heads import box_head, class_head
 from vastdet.detr.query_selection import ObjectnessSelection, TokenSelection
 from vastdet.detr.query_source import (
+    AnchorsWithContent,
     LearnedAnchors,
     LearnedCenters,
     MixedProposedBoxes,
@@ -91,3 +92,17 @@ def test_mixed_proposed_boxes_have_contents_for_as_many_queries_as_the_mode_has(
     assert torch.equal(fewer.boxes, queries.boxes[:, :5])
     assert torch.equal(fewer.content, queries.content[:, :5])
     torch.testing.assert_close(fewer.position, queries.position[:, :5])
+
+
+def test_anchors_with_content_are_the_same_for_every_image() -> None:
+    torch.manual_seed(0)
+    source = AnchorsWithContent(32, 5, num_indicators=1)
+    queries, proposals = source(tokens())
+    assert proposals is None
+    assert queries.content.shape == (2, 5, 32)
+    assert torch.equal(queries.content[0, :, :-1], source.content.weight)
+    assert torch.equal(queries.content[0], queries.content[1])
+    assert not queries.content[..., -1].any(), "the indicator of a matching query is 0"
+    assert torch.equal(queries.boxes[1], source.box_logits.weight.sigmoid())
+    assert queries.boxes.requires_grad
+    assert AnchorsWithContent(32, 5).content.weight.shape == (5, 32)

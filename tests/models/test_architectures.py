@@ -136,6 +136,11 @@ def deta(cfg: CfgNode) -> None:
     set_prediction(cfg, "DETA", cfg.MODEL.DETA)
 
 
+def dab_deformable_detr(cfg: CfgNode, num_groups: int) -> None:
+    set_prediction(cfg, "DABDeformableDETR", cfg.MODEL.DAB_DEFORMABLE_DETR)
+    cfg.MODEL.DAB_DEFORMABLE_DETR.DENOISING.NUM_GROUPS = num_groups
+
+
 def detr(cfg: CfgNode) -> None:
     set_prediction(cfg, "DETR", cfg.MODEL.DETR)
 
@@ -224,6 +229,15 @@ ARCHITECTURES = [
             idle=("transformer.decoder.layers.0.self_attn.in_proj_weight",),
         )
         for name, configure in (("DETR", detr), ("Panoptic DETR", panoptic_detr))
+    ),
+    *(
+        Architecture(
+            name,
+            partial(dab_deformable_detr, num_groups=num_groups),
+            padding_invariant=True,
+            learning_rate=0.005,
+        )
+        for name, num_groups in (("DAB-Deformable-DETR", 0), ("DN-Deformable-DETR", 2))
     ),
     *(
         Architecture(

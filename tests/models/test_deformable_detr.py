@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from tests.models.comparison import largest_difference
-from tests.models.dino_reference import make_targets
+from tests.models.family_reference import make_targets
 from torch import Tensor, nn
 
 from vastdet.detr.neck import ChannelMapper

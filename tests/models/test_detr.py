@@ -7,7 +7,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from tests.models import detr_reference as reference
-from tests.models.dino_reference import tiny_resnet
+from tests.models.family_reference import tiny_resnet
 from torch import Tensor, nn
 
 from vastdet.detr.detections import best_queries

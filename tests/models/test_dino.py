@@ -8,12 +8,29 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from tests.models.comparison import largest_difference
-from tests.models.dino_reference import make_targets, read, small_dino
+from tests.models.dino_reference import converter, small_dino
+from tests.models.family_reference import (
+    assert_same_detections,
+    assert_same_matches,
+    compare_gradients,
+    read,
+    some_targets,
+    stack,
+    stored_noise,
+    summed_losses,
+)
 from torch import Tensor
 
 from vastdet.detr.denoising import Noise
-from vastdet.detr.structures import LayerPredictions, Targets
+from vastdet.detr.structures import Targets
 from vastdet.models.dino.dino import DINO
+
+LOSSES = {
+    "": ("loss_{}",),
+    "_aux": ("loss_{}_0", "loss_{}_1"),
+    "_enc": ("loss_{}_interm",),
+    "_dn": ("loss_{}_dn", "loss_{}_dn_0", "loss_{}_dn_1"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +45,7 @@ def model(cfg: CfgNode, reference: dict[str, Any]) -> DINO:
 
 @pytest.fixture
 def targets(reference: dict[str, Any]) -> Targets:
-    return make_targets(reference["targets"], reference["inputs"]["sizes"])
+    return some_targets(reference, (None, None))
 
 
 def test_detections_equal_the_authors(model: DINO, reference: dict[str, Any]) -> None:
@@ -42,34 +59,16 @@ def test_detections_equal_the_authors(model: DINO, reference: dict[str, Any]) ->
     # Measured: logits 4e-6, boxes 5e-7.
     assert largest_difference(predictions.decoder.logits[-1], expected["pred_logits"]) < 2e-5
     assert largest_difference(predictions.decoder.boxes[-1], expected["pred_boxes"]) < 2e-6
-    for ours, theirs in zip(found, reference["eval"]["detections_input_size"], strict=True):
-        torch.testing.assert_close(ours.scores, theirs["scores"], atol=1e-5, rtol=0)
-        assert torch.equal(ours.pred_classes, theirs["labels"])
-        torch.testing.assert_close(ours.pred_boxes.tensor, theirs["boxes"], atol=1e-3, rtol=0)
+    assert_same_detections(found, reference["eval"]["detections_input_size"])
 
 
-def stored_noise(
+def authors_noise(
     targets: Targets, probability: Tensor, new_labels: Tensor, signs: Tensor, sizes: Tensor
 ) -> Noise:
-    """The authors' draws, which go through the boxes of the batch image by image, in our slots."""
-    num_images, num_slots = len(targets.num_boxes), max(targets.num_boxes)
-    total = sum(targets.num_boxes)
-    flip = probability < 0.25
-    labels = torch.zeros(len(flip), dtype=torch.int64)
-    labels[flip] = new_labels
-    is_negative = torch.arange(len(flip)) // sum(targets.num_boxes) % 2
+    """What the authors drew, in our slots."""
+    is_negative = torch.arange(len(probability)) // sum(targets.num_boxes) % 2
     moves = (signs.float() * 2 - 1) * (sizes + is_negative[:, None])
-    flat = {"flip": flip, "labels": labels, "moves": moves}
-    num_groups = len(flip) // (2 * total)
-    image = torch.repeat_interleave(torch.arange(num_images), torch.tensor(targets.num_boxes))
-    slot = torch.cat([torch.arange(n) for n in targets.num_boxes])
-    fields = {}
-    for name, values in flat.items():
-        rows = values.view(num_groups, 2, total, *values.shape[1:])
-        padded = rows.new_zeros(num_images, num_groups, 2, num_slots, *values.shape[1:])
-        padded[image, :, :, slot] = rows.movedim(2, 0)
-        fields[name] = padded
-    return Noise(**fields)
+    return stored_noise(targets, 2, probability < 0.25, new_labels, moves)
 
 
 @pytest.fixture
@@ -78,7 +77,7 @@ def training(
 ) -> Any:
     drawn = reference["train"]["dn"]
     draws = ("rng_label_p", "rng_new_label", "rng_sign01", "rng_part")
-    noise = stored_noise(targets, *(drawn[name] for name in draws))
+    noise = authors_noise(targets, *(drawn[name] for name in draws))
     monkeypatch.setattr(model.transformer.denoising, "draw_noise", lambda *_: noise)
     model.train()
     return model.predict_padded(reference["inputs"]["images"], targets)
@@ -106,14 +105,6 @@ def test_training_outputs_equal_the_authors(training: Any, reference: dict[str, 
         assert largest_difference(ours.boxes, theirs.boxes) < 2e-6
 
 
-def stack(outputs: dict[str, Any]) -> LayerPredictions:
-    layers = [*outputs.get("aux_outputs", []), outputs]
-    return LayerPredictions(
-        torch.stack([x["pred_logits"] for x in layers]),
-        torch.stack([x["pred_boxes"] for x in layers]),
-    )
-
-
 def test_matching_equals_the_authors(
     model: DINO, training: Any, targets: Targets, reference: dict[str, Any]
 ) -> None:
@@ -122,26 +113,7 @@ def test_matching_equals_the_authors(
     encoder = assigner.assign(training.encoder, targets)
     for ours, name in ((decoder[0], "aux_0"), (decoder[1], "aux_1"), (decoder[2], "final"),
                        (encoder[0], "interm")):  # fmt: skip
-        for image, (queries, slots) in enumerate(reference["train"]["matched"][name]):
-            expected = torch.full((30,), -1)
-            expected[queries] = slots
-            assert torch.equal(ours[image], expected), name
-
-
-def expected_losses(losses: dict[str, Tensor]) -> dict[str, float]:
-    """The authors' losses, weighted and summed as ours are."""
-    names = {"class": ("ce", 1.0), "bbox": ("bbox", 5.0), "giou": ("giou", 2.0)}
-    expected = {}
-    for ours, (theirs, weight) in names.items():
-
-        def value(suffix: str, theirs: str = theirs, weight: float = weight) -> float:
-            return weight * float(losses[f"loss_{theirs}{suffix}"])
-
-        expected[f"loss_{ours}"] = value("")
-        expected[f"loss_{ours}_aux"] = value("_0") + value("_1")
-        expected[f"loss_{ours}_enc"] = value("_interm")
-        expected[f"loss_{ours}_dn"] = value("_dn") + value("_dn_0") + value("_dn_1")
-    return expected
+        assert_same_matches(ours, reference["train"]["matched"][name], name)
 
 
 def test_losses_and_gradients_equal_the_authors(
@@ -149,34 +121,13 @@ def test_losses_and_gradients_equal_the_authors(
 ) -> None:
     expected = reference["train"]
     losses = model.criterion(training, targets)
-    for name, value in expected_losses(expected["losses"]).items():
+    for name, value in summed_losses(expected["losses"], LOSSES).items():
         assert losses[name].item() == pytest.approx(value, rel=1e-5), name
     total = sum(losses.values())
     # Measured: 4e-7 of the total, 3e-5 of the norm of a gradient.
     assert total.item() == pytest.approx(float(expected["total"]), rel=1e-5)
     total.backward()
-    parameters = dict(model.named_parameters())
-    compared = 0
-    for pair in converted_names():
-        if pair.source not in expected["grads"]:
-            continue
-        norm, dot = gradient_figures(parameters[pair.detectron2].grad)
-        their_norm, their_dot = expected["grads"][pair.source].tolist()
-        assert norm == pytest.approx(their_norm, rel=1e-3, abs=1e-5), pair.source
-        assert dot == pytest.approx(their_dot, abs=1e-3 * their_norm + 1e-5), pair.source
-        compared += 1
-    assert compared > 140
-
-
-def converted_names() -> Any:
-    from tests.models.dino_reference import converter
-
-    return converter().pairs
-
-
-def gradient_figures(gradient: Tensor) -> tuple[float, float]:
-    flat = gradient.flatten().double()
-    return float(flat.norm()), float(flat @ torch.arange(len(flat)).double().cos())
+    assert compare_gradients(model, converter(), expected["grads"]) > 140
 
 
 @pytest.mark.parametrize("case", ["first_empty", "second_empty", "all_empty"])
@@ -188,19 +139,15 @@ def test_images_without_objects(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     edge = read(shared_data, "edge_dino")[case]
-    entries = [
-        {key: entry[key][:count] for key in ("labels", "boxes")}
-        for entry, count in zip(reference["targets"], edge["n_gt"], strict=True)
-    ]
-    targets = make_targets(entries, reference["inputs"]["sizes"])
+    targets = some_targets(reference, edge["n_gt"])
     if any(edge["n_gt"]):
         (probability, sizes), (new_labels, signs) = edge["rng"].values()
-        noise = stored_noise(targets, probability, new_labels, signs, sizes)
+        noise = authors_noise(targets, probability, new_labels, signs, sizes)
         monkeypatch.setattr(model.transformer.denoising, "draw_noise", lambda *_: noise)
     model.train()
     predictions = model.predict_padded(reference["inputs"]["images"], targets)
     losses = model.criterion(predictions, targets)
-    for name, value in expected_losses(edge["losses"]).items():
+    for name, value in summed_losses(edge["losses"], LOSSES).items():
         assert losses[name].item() == pytest.approx(value, rel=1e-5, abs=1e-6), name
     sum(losses.values()).backward()
     assert all(p.grad is not None for n, p in model.named_parameters() if p.requires_grad)

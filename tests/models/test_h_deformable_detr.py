@@ -11,7 +11,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from tests.models.comparison import largest_difference
-from tests.models.dino_reference import make_targets
+from tests.models.family_reference import make_targets
 from tests.models.test_deformable_detr import (
     CHANNELS,
     ENTRIES,

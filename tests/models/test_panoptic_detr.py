@@ -8,7 +8,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from tests.models import detr_reference as reference
-from tests.models.dino_reference import tiny_resnet
+from tests.models.family_reference import tiny_resnet
 from torch import Tensor, nn
 from torch.nn import functional as F
 

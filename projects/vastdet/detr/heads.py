@@ -9,6 +9,9 @@ from torch import nn
 
 from vastdet.layers.mlp import MLP
 
+# A box that starts from a point has sides of sigmoid(-2) = 0.12 of the image's.
+START_SIZE_LOGIT = -2.0
+
 
 def prior_bias(probability: float) -> float:
     """The bias with which a sigmoid starts at a probability (Lin et al. 2017, section 4.1)."""
@@ -29,6 +32,13 @@ def box_head(embed_dim: int) -> MLP:
         head.layers[-1].weight.zero_()
         head.layers[-1].bias.zero_()
     return head
+
+
+def start_small(head: nn.Module) -> None:
+    """Let a box head add -2 to the logits of sizes: first boxes, from points, are then small."""
+    assert isinstance(head, MLP)
+    with torch.no_grad():
+        head.layers[-1].bias[2:] = START_SIZE_LOGIT
 
 
 def per_layer(make: Callable[[], nn.Module], num_layers: int, *, shared: bool) -> list[nn.Module]:

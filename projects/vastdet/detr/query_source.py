@@ -10,6 +10,7 @@ import math
 from dataclasses import replace
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vastdet.detr.query_selection import HeadSelection, ObjectnessSelection, SelectedTokens
 from vastdet.detr.structures import LayerPredictions, Queries
@@ -69,6 +70,29 @@ class LearnedAnchors(nn.Module):
         boxes = self.box_logits.weight.float().sigmoid().expand(len(memory.values), -1, -1)
         content = memory.values.new_zeros(*boxes.shape[:2], self.embed_dim)
         return Queries(content, boxes), None
+
+
+class AnchorsWithContent(LearnedAnchors):
+    """As above, with learned contents (DAB-Deformable-DETR, in the code of Liu et al. 2022)."""
+
+    def __init__(self, embed_dim: int, num_queries: int, *, num_indicators: int = 0) -> None:
+        """Start from random boxes and contents.
+
+        Args:
+            embed_dim: C.
+            num_queries: Q.
+            num_indicators: last channels of the content, which are 0 and not learned: what
+                denoising marks its queries by.
+        """
+        super().__init__(embed_dim, num_queries)
+        self.num_indicators = num_indicators
+        self.content = nn.Embedding(num_queries, embed_dim - num_indicators)
+
+    def forward(self, memory: Tokens) -> tuple[Queries, LayerPredictions | None]:
+        """The same queries for every image, and no proposals."""
+        queries, proposals = super().forward(memory)
+        content = F.pad(self.content.weight, (0, self.num_indicators))
+        return replace(queries, content=content.expand_as(queries.content)), proposals
 
 
 class LearnedPoints(nn.Module):

@@ -23,6 +23,7 @@ from functools import partial
 
 from vastdet.model_zoo import (
     conditional_models,
+    dab_deformable_models,
     deformable_models,
     dense_models,
     mmdet_models,
@@ -40,6 +41,8 @@ CONVERTERS: dict[str, Callable[[], Converter]] = {
     "conditional_detr_R_101": partial(conditional_models.conditional_detr_converter, 101),
     "dab_detr_R_50": conditional_models.dab_detr_converter,
     "detr_R_50_transformers": detr_transformers_converter,
+    "dab_deformable_detr_R_50": dab_deformable_models.dab_deformable_converter,
+    "dn_deformable_detr_R_50": dab_deformable_models.dn_deformable_converter,
     "dino_R_50_4scale": deformable_models.dino_converter,
     "dino_R_50_4scale_detrex": deformable_models.dino_detrex_converter,
     "dino_R_50_4scale_mmdet": mmdet_models.dino_mmdet_converter,

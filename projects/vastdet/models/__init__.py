@@ -6,6 +6,7 @@ from collections.abc import Callable
 from detectron2.config import CfgNode
 
 from vastdet.models.conditional_detr import add_conditional_detr_config
+from vastdet.models.dab_deformable_detr import add_dab_deformable_detr_config
 from vastdet.models.dab_detr import add_dab_detr_config
 from vastdet.models.deformable_detr import add_deformable_detr_config
 from vastdet.models.deta import add_deta_config
@@ -31,4 +32,5 @@ ARCHITECTURE_CONFIGS: tuple[Callable[[CfgNode], None], ...] = (
     add_dab_detr_config,
     add_h_deformable_detr_config,
     add_rank_detr_config,
+    add_dab_deformable_detr_config,
 )

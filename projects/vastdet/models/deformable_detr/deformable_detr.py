@@ -4,7 +4,6 @@
 from functools import partial
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from torch import nn
@@ -12,7 +11,7 @@ from torch import nn
 from vastdet.detr.criterion import LossWeights, ObjectnessCriterion, SetCriterion
 from vastdet.detr.decoder import Decoder
 from vastdet.detr.deformable import deformable_decoder_layer, deformable_encoder
-from vastdet.detr.heads import box_head, class_head, per_layer
+from vastdet.detr.heads import box_head, class_head, per_layer, start_small
 from vastdet.detr.losses import FocalLoss
 from vastdet.detr.matcher import HungarianMatcher, focal_cost
 from vastdet.detr.neck import ChannelMapper
@@ -21,13 +20,10 @@ from vastdet.detr.query_source import LearnedPoints, ProposedBoxes
 from vastdet.detr.refinement import FixedReferences, IterativeRefinement, Refinement
 from vastdet.detr.set_detector import SetDetector
 from vastdet.detr.transformer import LevelsToTokens, SetTransformer
-from vastdet.layers.mlp import MLP
 from vastdet.layers.positions import SinePositionEncoding
 
 VARIANTS = ("plain", "refined", "two_stage")
 LOGIT_EPS = 1e-5
-# A box that starts from a point has sides of sigmoid(-2) = 0.12 of the image's.
-START_SIZE_LOGIT = -2.0
 
 
 @META_ARCH_REGISTRY.register()
@@ -125,13 +121,6 @@ def build_decoder(node: CfgNode, attention: dict[str, Any]) -> Decoder:
         box_heads=box_heads,
         norm=nn.Identity(),
     )
-
-
-def start_small(head: nn.Module) -> None:
-    """Let the first boxes, which start from points, be small."""
-    assert isinstance(head, MLP)
-    with torch.no_grad():
-        head.layers[-1].bias[2:] = START_SIZE_LOGIT
 
 
 def build_criterion(node: CfgNode) -> SetCriterion:
