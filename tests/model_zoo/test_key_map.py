@@ -199,6 +199,7 @@ def test_rows_around_the_classes_stay_and_objectness_keeps_its_first() -> None:
         Pair("both", "y", classes=ClassRows(before=1, after=1)),
         Pair("proposals", "z", classes=ObjectnessRows()),
         Pair("plain", "w", classes=(1, 1)),
+        Pair("table", "v", classes=ClassRows(axis=1)),
     )
     converter = Converter("toy", "", pairs)
     state = {
@@ -206,14 +207,18 @@ def test_rows_around_the_classes_stay_and_objectness_keeps_its_first() -> None:
         "both": torch.arange(6.0),
         "proposals": torch.arange(4.0),
         "plain": torch.arange(4.0),
+        "table": torch.tensor([[0.0, 1.0, 2.0, 3.0], [4.0, 5.0, 6.0, 7.0]]),
     }
     assert converter.num_classes(state) == 4
+    assert converter.num_classes({"table": state["table"]}) == 4
+    assert converter.num_classes({"table": torch.zeros(3)}) is None
     selected = converter.select_categories(state, [3, 1])
     assert {name: value.tolist() for name, value in selected.items()} == {
         "embedding": [3, 1, 4],
         "both": [0, 3, 1, 5],
         "proposals": [0, 1],
         "plain": [3, 1],
+        "table": [[3, 1], [7, 5]],
     }
     assert converter.num_classes(selected) == 2
     with pytest.raises(ValueError, match="embedding has 5 class rows, but category ids up to 4"):

@@ -13,7 +13,7 @@ from vastdet.model_zoo.deformable_models import (
     selection_pairs,
     stack_pairs,
 )
-from vastdet.model_zoo.key_map import Converter, Pair
+from vastdet.model_zoo.key_map import ClassRows, Converter, ObjectnessRows, Pair
 from vastdet.model_zoo.torchvision_models import resnet_pairs, weight_and_bias
 
 SOURCE = "transformer.query_source"
@@ -41,7 +41,13 @@ def ranking_pairs(num_layers: int) -> list[Pair]:
         head = f"{DECODER}.class_heads.{i}"
         pairs += head_pairs("class_embed", [i], f"{head}.linear")
         pairs += head_pairs("bbox_embed", [i], f"{DECODER}.box_heads.{i}")
-        pairs.append(Pair(f"rank_adaptive_classhead_emb.{i}.weight", f"{head}.rank_logits.weight"))
+        pairs.append(
+            Pair(
+                f"rank_adaptive_classhead_emb.{i}.weight",
+                f"{head}.rank_logits.weight",
+                classes=ClassRows(axis=1),
+            )
+        )
     for i in range(num_layers - 1):
         contents = f"{DECODER}.rank_contents.{i}"
         pairs.append(
@@ -66,7 +72,12 @@ def rank_detr_converter() -> Converter:
             *detrex_neck_pairs(3, 4),
             *stack_pairs(DETREX, NUM_LAYERS, NUM_LAYERS),
             *selection_pairs(),
-            *head_pairs("class_embed", [NUM_LAYERS], f"{SOURCE}.selection.class_head"),
+            *head_pairs(
+                "class_embed",
+                [NUM_LAYERS],
+                f"{SOURCE}.selection.class_head",
+                rows=ObjectnessRows(),
+            ),
             *head_pairs("bbox_embed", [NUM_LAYERS], f"{SOURCE}.selection.box_head"),
             *ranking_pairs(NUM_LAYERS),
         ),

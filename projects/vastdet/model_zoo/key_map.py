@@ -71,19 +71,21 @@ def sizes_first(num_sizes: int, num_ratios: int) -> Layout:
 
 
 class ClassRows(NamedTuple):
-    """Where the classes are on the first axis: outer x (before + K + after) x inner rows.
+    """Where the classes are on an axis: outer x (before + K + after) x inner rows.
 
     Attributes:
         outer: blocks that each hold all classes, such as anchors.
         inner: rows of one class, such as its four box coordinates.
         before: rows of a block ahead of the classes, such as background.
         after: rows of a block behind the classes, such as "no object".
+        axis: the axis, the first but where each row of a table holds all classes.
     """
 
     outer: int = 1
     inner: int = 1
     before: int = 0
     after: int = 0
+    axis: int = 0
 
     def selected(self, num_rows: int, category_ids: Sequence[int]) -> list[int]:
         """Rows of a block of `num_rows` that remain when only some categories are kept."""
@@ -108,7 +110,7 @@ class Pair:
         detectron2: name in a Detectron2 model.
         layout: difference in shape or order.
         aliases: names that older releases of the other code base used.
-        classes: `ClassRows` or the start of one if the first axis has a row a class, else None.
+        classes: `ClassRows` or the start of one if an axis has a row a class, else None.
         copies: further names of the same tensor in the other code base, where layers share it.
         parts: names of equal parts that the other code base keeps apart; joined along the first
             axis they are `source`, which then is a name that no file has.
@@ -220,8 +222,10 @@ class Converter:
         found = self.canonical(state_dict)
         for pair in self.pairs:
             rows = pair.class_rows
-            if rows is not None and pair.source in found and found[pair.source].dim():
-                num_rows = len(found[pair.source]) // (rows.outer * rows.inner)
+            if rows is None or pair.source not in found:
+                continue
+            if found[pair.source].dim() > rows.axis:
+                num_rows = found[pair.source].shape[rows.axis] // (rows.outer * rows.inner)
                 return num_rows - rows.before - rows.after
         return None
 
@@ -291,8 +295,9 @@ class Converter:
         for name, pair in self._by_source.items():
             tensor = selected.get(name)
             rows = pair.class_rows
-            if tensor is None or rows is None or not tensor.dim():
+            if tensor is None or rows is None or tensor.dim() <= rows.axis:
                 continue
+            tensor = tensor.movedim(rows.axis, 0)
             num_rows, rest = divmod(len(tensor), rows.outer * rows.inner)
             if rest:
                 continue  # Of another shape than the model's, which `check` says better.
@@ -303,7 +308,7 @@ class Converter:
                 )
             grid = tensor.reshape(rows.outer, num_rows, rows.inner, *tensor.shape[1:])
             kept = rows.selected(num_rows, category_ids)
-            selected[name] = grid[:, kept].reshape(-1, *tensor.shape[1:])
+            selected[name] = grid[:, kept].reshape(-1, *tensor.shape[1:]).movedim(0, rows.axis)
         return selected
 
     def _check_copy(self, pair: Pair, copy: str, first: Tensor, second: Tensor) -> None:

@@ -26,6 +26,7 @@ from vastdet.model_zoo import (
     dab_deformable_models,
     deformable_models,
     dense_models,
+    hybrid_models,
     mmdet_models,
     torchvision_models,
 )
@@ -47,6 +48,8 @@ CONVERTERS: dict[str, Callable[[], Converter]] = {
     "dino_R_50_4scale_detrex": deformable_models.dino_detrex_converter,
     "dino_R_50_4scale_mmdet": mmdet_models.dino_mmdet_converter,
     "dino_R_50_5scale": partial(deformable_models.dino_converter, num_levels=5),
+    "h_deformable_detr_R_50": hybrid_models.h_deformable_detr_converter,
+    "rank_detr_R_50": hybrid_models.rank_detr_converter,
     "fasterrcnn_resnet50_fpn": torchvision_models.faster_rcnn,
     "relation_detr_R_50": relation_detr_converter,
     "retinanet_resnet50_fpn": torchvision_models.retinanet,
