@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 from torch import Tensor
 
 from vastdet.model_zoo import get_config
+from vastdet.model_zoo.convert_file import DETECTRON2_EPS, expected_tensors
 from vastdet.model_zoo.key_map import Converter, StateDict
+from vastdet.model_zoo.probe import build_probe_model, compare
 from vastdet.model_zoo.rt_detr_models import (
     CONFIGS,
     DECODER_LAYERS,
     NARROW,
-    join_projections,
+    older,
     rt_detr_converter,
     rt_detr_transformers_converter,
-    split_projections,
 )
 
 LINE = re.compile(r"^(\S+) \(([\d, ]*)\) float32")
@@ -26,20 +26,10 @@ BLOCKS = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3], 50: [3, 4, 6, 3], 101: [3, 4, 23, 
 every = pytest.mark.parametrize(("version", "depth"), list(CONFIGS))
 
 
-def model_shapes(config: str) -> dict[str, torch.Size]:
-    """Names and shapes of the model that a config builds, without counts of batches."""
-    cfg = get_config(config)
-    cfg.MODEL.DEVICE = "meta"
-    cfg.MODEL.TIMM.PRETRAINED = False
-    cfg.MODEL.BACKBONE.FREEZE_AT = 0
-    with torch.device("meta"):
-        state = build_model(cfg).state_dict()
-    return {k: v.shape for k, v in state.items() if not k.endswith("num_batches_tracked")}
-
-
 def assert_complete(converter: Converter, state_dict: StateDict) -> None:
     converted = converter.to_detectron2(state_dict)
-    assert {k: v.shape for k, v in converted.items()} == model_shapes(converter.config)
+    model = expected_tensors(converter, get_config(converter.config))
+    assert {k: v.shape for k, v in converted.items()} == {k: v.shape for k, v in model.items()}
     back = converter.from_detectron2(converted)
     assert all(torch.equal(back[name], state_dict[name]) for name in back.keys() & state_dict)
     left = {name for name in state_dict if not name.endswith(converter.ignored)}
@@ -78,11 +68,12 @@ def test_every_tensor_of_transformers_has_its_place(version: int, depth: int) ->
     }
     for pair in converter.pairs:
         state.update({copy: state[pair.source] for copy in pair.copies if copy in state})
-    joined = join_projections(state)
-    split = split_projections(joined)
-    assert split.keys() == state.keys()
-    assert all(torch.equal(split[name], tensor) for name, tensor in state.items())
-    assert_complete(converter, joined)
+    assert_complete(converter, state)
+    # Files that older releases wrote.
+    old = {older(name): tensor for name, tensor in state.items()}
+    assert old.keys() != state.keys()
+    new, from_old = converter.to_detectron2(state), converter.to_detectron2(old)
+    assert all(torch.equal(from_old[name], tensor) for name, tensor in new.items())
 
 
 @every
@@ -106,3 +97,13 @@ def test_another_depth_is_left_over() -> None:
     state = {pair.source: tensor for pair in rt_detr_converter(34).pairs}
     with pytest.raises(ValueError, match=r"not the state dict of RT-DETR ResNet-18-vd"):
         converter.to_detectron2(state)
+
+
+def test_the_converted_network_is_transformers_s() -> None:
+    pytest.importorskip("transformers")
+    converter = rt_detr_transformers_converter(18, version=2)
+    cfg = get_config(converter.config)
+    ours = build_probe_model(cfg, None).state_dict()
+    theirs = converter.from_detectron2(ours)
+    # Measured: logits 4e-6, boxes 4e-7, in the order of the queries.
+    assert max(compare(converter, cfg, ours, theirs, batch_norm_eps=DETECTRON2_EPS).values()) < 1e-4

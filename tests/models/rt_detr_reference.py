@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
-from vastdet.model_zoo.rt_detr_models import join_projections, rt_detr_transformers_converter
+from vastdet.model_zoo.rt_detr_models import rt_detr_transformers_converter
 
 NUM_CLASSES = 5
 NUM_QUERIES = 20
@@ -82,7 +82,7 @@ def our_model(cfg: CfgNode, theirs: nn.Module, version: int) -> nn.Module:
     node.FEEDFORWARD_DIM = SIZES["decoder_ffn"]
     ours = build_model(cfg).eval()
     converter = rt_detr_transformers_converter(18, version=version)
-    weights = converter.to_detectron2(join_projections(theirs.state_dict()))
+    weights = converter.to_detectron2(theirs.state_dict())
     absent, surplus = ours.load_state_dict(weights, strict=False)
     assert not surplus
     assert all(name.endswith("num_batches_tracked") for name in absent)

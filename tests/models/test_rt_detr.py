@@ -15,7 +15,7 @@ from vastdet.detr.query_position import BoxMLP
 from vastdet.detr.refinement import IterativeRefinement
 from vastdet.detr.structures import Targets
 from vastdet.layers.ms_deform_attn import MultiScaleDeformableAttention
-from vastdet.model_zoo.rt_detr_models import join_projections, rt_detr_transformers_converter
+from vastdet.model_zoo.rt_detr_models import rt_detr_transformers_converter
 from vastdet.models.rt_detr.discrete_attention import DiscreteCrossAttention
 from vastdet.models.rt_detr.rt_detr import build_decoder_layer
 
@@ -134,12 +134,12 @@ def gradient_gap(ours: nn.Module, theirs: nn.Module, version: int) -> float:
     """
     found = {n: p.grad for n, p in ours.named_parameters() if p.grad is not None}
     expected = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
-    expected = join_projections(expected)
-    pairs = rt_detr_transformers_converter(18, version=version).pairs
+    converter = rt_detr_transformers_converter(18, version=version)
+    expected = converter.canonical(expected)
     gaps = {
         pair.detectron2: largest(found[pair.detectron2], expected[pair.source])
         / float(expected[pair.source].abs().max().clamp(min=1e-2))
-        for pair in pairs
+        for pair in converter.pairs
         if pair.detectron2 in found and pair.source in expected
     }
     assert len(gaps) > 150

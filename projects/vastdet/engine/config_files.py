@@ -35,6 +35,16 @@ def load_config(config_file: str | Path | None = None, opts: Sequence[Any] = ())
     return cfg
 
 
+def without_pretrained(cfg: CfgNode) -> None:
+    """Let timm fetch no weights, in place: for models that get all of theirs otherwise, or none.
+
+    timm's backbones refuse to freeze random weights, so nothing is frozen.
+    """
+    if cfg.MODEL.TIMM.PRETRAINED:
+        cfg.MODEL.TIMM.PRETRAINED = False
+        cfg.MODEL.BACKBONE.FREEZE_AT = 0
+
+
 def merge_file(cfg: CfgNode, path: str) -> None:
     """Merge a YAML file into `cfg` in place; see `load_config` for errors."""
     if not Path(path).is_file():

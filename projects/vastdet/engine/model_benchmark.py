@@ -14,7 +14,7 @@ from detectron2.utils.events import EventStorage
 from vastdet.data import build_train_loader
 from vastdet.engine.benchmarking import Comparison, compare
 from vastdet.engine.checkpoint import VastdetCheckpointer
-from vastdet.engine.config_files import load_config, merge_opts
+from vastdet.engine.config_files import load_config, merge_opts, without_pretrained
 from vastdet.engine.model_inputs import random_inputs
 from vastdet.engine.optimizer import build_optimizer
 
@@ -50,10 +50,7 @@ def load_configs(
         cfg = load_config(file, opts)
         # Random weights cost as much; a backbone's own file would have to be fetched.
         merge_opts(cfg, ["MODEL.WEIGHTS", "" if path == "-" else path, "MODEL.DEVICE", device])
-        if cfg.MODEL.TIMM.PRETRAINED:
-            cfg.MODEL.TIMM.PRETRAINED = False
-            # timm's backbones refuse to freeze random weights.
-            cfg.MODEL.BACKBONE.FREEZE_AT = 0
+        without_pretrained(cfg)
         configs[unique_name(Path(file).stem, configs)] = cfg
     return configs
 

@@ -15,7 +15,13 @@ from detectron2.modeling import build_backbone, build_model
 from torch import Tensor
 
 from vastdet.engine.checkpoint import read_weights
-from vastdet.engine.config_files import class_count_key, load_config, set_num_classes, value_of
+from vastdet.engine.config_files import (
+    class_count_key,
+    load_config,
+    set_num_classes,
+    value_of,
+    without_pretrained,
+)
 from vastdet.files import write_atomically
 from vastdet.model_zoo.config_files import get_config_file
 from vastdet.model_zoo.key_map import Converter, StateDict, change_batch_norm_eps
@@ -200,6 +206,7 @@ def expected_tensors(converter: Converter, cfg: CfgNode | None) -> StateDict:
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
         if converter.config:
+            without_pretrained(cfg)
             return build_model(cfg).state_dict()
         cfg.MODEL.RESNETS.DEPTH = int(converter.name.removeprefix("resnet"))
         cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]

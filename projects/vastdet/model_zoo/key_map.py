@@ -114,6 +114,7 @@ class Pair:
         copies: further names of the same tensor in the other code base, where layers share it.
         parts: names of equal parts that the other code base keeps apart; joined along the first
             axis they are `source`, which then is a name that no file has.
+        older_parts: the parts under the names of older releases.
         stand_in: the `source` whose tensor this one equals where a file has it only once.
     """
 
@@ -124,6 +125,7 @@ class Pair:
     classes: tuple[int, ...] | None = None
     copies: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
+    older_parts: tuple[str, ...] = ()
     stand_in: str = ""
 
     @property
@@ -177,14 +179,13 @@ class Converter:
                 if copy in found:
                     tensor = found.pop(copy)
                     self._check_copy(pair, copy, found.setdefault(pair.source, tensor), tensor)
-            parts = [found[part] for part in pair.parts if part in found]
-            if pair.parts and len(parts) == len(pair.parts):
-                if len({part.shape for part in parts}) != 1 or not parts[0].dim():
-                    shapes = [tuple(part.shape) for part in parts]
-                    raise ValueError(f"{pair.parts} have the shapes {shapes}; expected equal ones")
-                found[pair.source] = torch.cat(parts)
-                for part in pair.parts:
-                    del found[part]
+            for names in (pair.parts, pair.older_parts):
+                if names and all(part in found for part in names):
+                    parts = [found.pop(part) for part in names]
+                    if len({part.shape for part in parts}) != 1 or not parts[0].dim():
+                        shapes = [tuple(part.shape) for part in parts]
+                        raise ValueError(f"{names} have the shapes {shapes}; expected equal ones")
+                    found[pair.source] = torch.cat(parts)
             if pair.source not in found and pair.stand_in in found:
                 found[pair.source] = found[pair.stand_in]
         return found

@@ -10,6 +10,7 @@ from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 from vastdet.detr.set_detector import SetDetector
+from vastdet.engine.config_files import without_pretrained
 from vastdet.model_zoo.key_map import Converter, StateDict
 
 SIZE = (160, 192)  # height and width; no multiple of the largest stride
@@ -63,6 +64,7 @@ def build_probe_model(cfg: CfgNode, weights: StateDict | None) -> nn.Module:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"
+    without_pretrained(cfg)
     for node in cfg.MODEL.values():
         if isinstance(node, CfgNode) and SCORE_THRESHOLD in node:
             node[SCORE_THRESHOLD] = 0.0

@@ -28,6 +28,7 @@ from vastdet.model_zoo import (
     dense_models,
     hybrid_models,
     mmdet_models,
+    rt_detr_models,
     torchvision_models,
 )
 from vastdet.model_zoo.key_map import Converter
@@ -67,6 +68,13 @@ for _variant in ("plain", "refined", "two_stage"):
         ("_transformers", deformable_detr_transformers_converter),
     ):
         CONVERTERS[f"deformable_detr_R_50_{_variant}{_ending}"] = partial(_make, _variant)
+for _version, _depth in rt_detr_models.CONFIGS:
+    _name = f"rt_detr{'v2' if _version == 2 else ''}_R_{_depth}"
+    for _ending, _rt_detr in (
+        ("", rt_detr_models.rt_detr_converter),
+        ("_transformers", rt_detr_models.rt_detr_transformers_converter),
+    ):
+        CONVERTERS[_name + _ending] = partial(_rt_detr, _depth, version=_version)
 
 
 def find_converter(name: str) -> Converter:

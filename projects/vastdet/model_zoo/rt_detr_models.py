@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RT-DETR and RT-DETRv2 under the names of the authors and of transformers.
+"""RT-DETR and RT-DETRv2 under the names of the authors and of transformers, old and new.
 
 Names were read off the code bases' modules (lyuwenyu/RT-DETR, both versions; transformers 5.23).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from vastdet.model_zoo.deformable_models import MSDA_PARTS, NUM_BOX_LAYERS, mlp_pairs
-from vastdet.model_zoo.key_map import Converter, Pair, StateDict
+from vastdet.model_zoo.key_map import ClassRows, Converter, Pair
 from vastdet.model_zoo.torchvision_models import NORM_TENSORS, RESNETS, weight_and_bias
+from vastdet.model_zoo.twins import transformers_rt_detr
 
 NUM_LEVELS = 3
 NUM_REP_BLOCKS = 3
@@ -31,7 +33,8 @@ DECODER_LAYERS = {18: 3, 34: 4, 50: 6, 101: 6}
 NARROW = (18, 34)
 # Where timm keeps convolutions and norms of the deep stem.
 STEM = (("conv1.0", "conv1.1"), ("conv1.3", "conv1.4"), ("conv1.6", "bn1"))
-PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+# A part of a name in transformers' modules -> in files, which keep the names before transformers 5.
+OLDER = ((".aifi.", ".encoder."), (".o_proj.", ".out_proj."), (".mlp.fc", ".fc"))
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def authors_names(version: int) -> Names:
 
 
 def transformers_names() -> Names:
-    """Names in transformers, the three projections of an attention joined; both versions."""
+    """Names in transformers, both versions; it keeps query, key and value apart."""
     block = "model.backbone.model.encoder.stages.{}.layers.{}.layer"
     heads = ("model.decoder.{}_embed", "{}_embed")
     return Names(
@@ -227,11 +230,12 @@ def decoder_pairs(names: Names, num_layers: int) -> list[Pair]:
         Pair(
             f"{names.decoder}denoising_class_embed.weight",
             "transformer.denoising.label_embedding.weight",
+            classes=ClassRows(after=1),
         ),
         *weight_and_bias(names.output[0], f"{selection}.output"),
         *weight_and_bias(names.output[1], f"{selection}.output_norm"),
         *weight_and_bias(
-            f"{names.decoder}enc_score_head", f"{selection}.class_head", classes=(1, 1)
+            f"{names.decoder}enc_score_head", f"{selection}.class_head", classes=ClassRows()
         ),
         *mlp_pairs(f"{names.decoder}enc_bbox_head", f"{selection}.box_head", NUM_BOX_LAYERS),
         *mlp_pairs(names.query_position, "transformer.decoder.query_position.mlp", 2),
@@ -249,7 +253,7 @@ def decoder_pairs(names: Names, num_layers: int) -> list[Pair]:
 
 def copied_pairs(sources: Sequence[str], ours: str) -> list[Pair]:
     """A linear layer that files may hold under several names."""
-    classes = (1, 1) if ".class_heads." in ours else None
+    classes = ClassRows() if ".class_heads." in ours else None
     return [
         Pair(
             f"{sources[0]}.{t}",
@@ -270,54 +274,57 @@ def rt_detr_pairs(names: Names, depth: int) -> tuple[Pair, ...]:
     )
 
 
+def batch_counters(pairs: Sequence[Pair], depth: int) -> dict[str, Tensor]:
+    """The counters of our norms, which nothing reads; frozen norms of a backbone have none."""
+    norms = [p.detectron2.removesuffix(".running_mean") for p in pairs]
+    return {
+        f"{norm}.num_batches_tracked": torch.tensor(0)
+        for norm, pair in zip(norms, pairs, strict=True)
+        if norm != pair.detectron2 and (depth in NARROW or not norm.startswith("backbone."))
+    }
+
+
 def rt_detr_converter(depth: int = 50, *, version: int = 1) -> Converter:
     """lyuwenyu/RT-DETR with a ResNet-vd; depth and version are those of `CONFIGS`.
 
     Anchors and scales of points that the second version saves follow from the config.
     """
+    pairs = rt_detr_pairs(authors_names(version), depth)
     return Converter(
         name=f"RT-DETR{'v2' if version == 2 else ''} ResNet-{depth}-vd (lyuwenyu/RT-DETR)",
         config=CONFIGS[version, depth],
-        pairs=rt_detr_pairs(authors_names(version), depth),
+        pairs=pairs,
+        constants=batch_counters(pairs, depth),
         ignored=("num_batches_tracked", "num_points_scale", "decoder.anchors", "valid_mask"),
     )
 
 
 def rt_detr_transformers_converter(depth: int = 50, *, version: int = 1) -> Converter:
-    """Transformers' RTDetrForObjectDetection, or V2; `join_projections` comes before it."""
+    """`RTDetrForObjectDetection` or `RTDetrV2ForObjectDetection` of transformers."""
+    pairs = tuple(as_transformers_has_it(p) for p in rt_detr_pairs(transformers_names(), depth))
     return Converter(
-        name=f"RT-DETR{'v2' if version == 2 else ''} ResNet-{depth}-vd (transformers)",
+        name=f"RT-DETR{'v2' if version == 2 else ''} ResNet-{depth}-vd (huggingface/transformers)",
         config=CONFIGS[version, depth],
-        pairs=rt_detr_pairs(transformers_names(), depth),
+        pairs=pairs,
+        constants=batch_counters(pairs, depth),
         ignored=("num_batches_tracked", "n_points_scale"),
+        twin=partial(transformers_rt_detr, version),
     )
 
 
-def join_projections(state_dict: Mapping[str, Tensor]) -> StateDict:
-    """Transformers' projections of query, key and value as one tensor `in_proj_*`."""
-    joined: StateDict = {}
-    for name, tensor in state_dict.items():
-        prefix, _, kind = name.rpartition(".")
-        owner, _, projection = prefix.rpartition(".")
-        if projection not in PROJECTIONS:
-            joined[name] = tensor
-        elif projection == PROJECTIONS[0]:
-            tensors = [state_dict[f"{owner}.{x}.{kind}"] for x in PROJECTIONS]
-            joined[f"{owner}.in_proj_{kind}"] = torch.cat(tensors)
-    return joined
+def as_transformers_has_it(pair: Pair) -> Pair:
+    """The pair with projections of query, key and value apart, and with the names in files."""
+    owner, _, kind = pair.source.rpartition(".in_proj_")
+    if owner:
+        parts = tuple(f"{owner}.{x}_proj.{kind}" for x in "qkv")
+        old = tuple(older(part) for part in parts)
+        return replace(pair, parts=parts, older_parts=() if old == parts else old)
+    old_name = older(pair.source)
+    return pair if old_name == pair.source else replace(pair, aliases=(old_name,))
 
 
-def split_projections(state_dict: Mapping[str, Tensor]) -> StateDict:
-    """The reverse of `join_projections`."""
-    split: StateDict = {}
-    for name, tensor in state_dict.items():
-        owner, _, kind = name.rpartition(".in_proj_")
-        if owner:
-            thirds = tensor.chunk(3)
-            split |= {
-                f"{owner}.{x}.{kind}": t.contiguous()
-                for x, t in zip(PROJECTIONS, thirds, strict=True)
-            }
-        else:
-            split[name] = tensor
-    return split
+def older(name: str) -> str:
+    """The name that a tensor of transformers has in files."""
+    for new, old in OLDER:
+        name = name.replace(new, old)
+    return name

@@ -18,7 +18,13 @@ from vastdet.engine.config_files import class_count_key, value_of
 from vastdet.model_zoo.key_map import Network, StateDict
 
 # Blocks of each stage, by the depth of the ResNet (He et al. 2016, table 1).
-STAGES = {50: [3, 4, 6, 3], 101: [3, 4, 23, 3], 152: [3, 8, 36, 3]}
+STAGES = {
+    18: [2, 2, 2, 2],
+    34: [3, 4, 6, 3],
+    50: [3, 4, 6, 3],
+    101: [3, 4, 23, 3],
+    152: [3, 8, 36, 3],
+}
 BATCH_NORMS = ("FrozenBatchNorm2d", "BatchNorm2d")
 
 
@@ -49,6 +55,50 @@ def transformers_detr(cfg: CfgNode, weights: StateDict, batch_norm_eps: float) -
     node = cfg.MODEL.DETR
     config = DetrConfig(**_transformer_sizes(cfg, node, [node.IN_FEATURE]))
     return _transformers_network(DetrForObjectDetection(config), weights, batch_norm_eps)
+
+
+def transformers_rt_detr(
+    version: int, cfg: CfgNode, weights: StateDict, batch_norm_eps: float
+) -> Network:
+    """RT-DETR (`version` 1) or RT-DETRv2 (2) of transformers: logits (Q, K) and boxes (Q, 4).
+
+    Boxes are CXCYWH shares. It has one number of points for all levels, the first of ours.
+    """
+    import transformers
+
+    node = cfg.MODEL.RT_DETR
+    depth = int(cfg.MODEL.TIMM.NAME.removeprefix("resnet").removesuffix("d"))
+    widths = [(64 if depth < 50 else 256) * 2**i for i in range(4)]
+    resnet: dict[str, Any] = {
+        "hidden_sizes": widths,
+        "depths": STAGES[depth],
+        "layer_type": "basic" if depth < 50 else "bottleneck",
+        "out_features": [f"stage{int(name[-1]) - 1}" for name in node.IN_FEATURES],
+    }
+    kind = "V2" if version == 2 else ""
+    config = getattr(transformers, f"RTDetr{kind}Config")(
+        backbone_config=transformers.RTDetrResNetConfig(**resnet),
+        encoder_in_channels=widths[1:],
+        encoder_hidden_dim=node.ENCODER_DIM,
+        encoder_ffn_dim=node.ENCODER_FEEDFORWARD_DIM,
+        encoder_layers=node.NUM_ENCODER_LAYERS,
+        encoder_attention_heads=node.NUM_HEADS,
+        hidden_expansion=node.EXPANSION,
+        d_model=node.EMBED_DIM,
+        decoder_in_channels=[node.ENCODER_DIM] * len(node.IN_FEATURES),
+        decoder_ffn_dim=node.FEEDFORWARD_DIM,
+        decoder_attention_heads=node.NUM_HEADS,
+        decoder_layers=node.NUM_DECODER_LAYERS,
+        decoder_n_points=node.NUM_POINTS[0],
+        num_queries=node.NUM_QUERIES,
+        num_labels=node.NUM_CLASSES,
+    )
+    model = getattr(transformers, f"RTDetr{kind}ForObjectDetection")(config)
+    # The first version has no copies of the heads, unlike its older releases.
+    known = model.state_dict()
+    copies = ("class_embed.", "bbox_embed.")
+    weights = {n: t for n, t in weights.items() if n in known or not n.startswith(copies)}
+    return _transformers_network(model, weights, batch_norm_eps)
 
 
 def torchvision_detector(
@@ -121,8 +171,10 @@ def _transformers_network(model: nn.Module, weights: StateDict, batch_norm_eps: 
 
 
 def _load(model: nn.Module, weights: StateDict, batch_norm_eps: float) -> None:
-    counters = {n: t for n, t in model.state_dict().items() if n.endswith("num_batches_tracked")}
-    model.load_state_dict(weights | counters, strict=True)
+    # What no weights hold: counters of norms, and scales that follow from the number of points.
+    fixed = ("num_batches_tracked", "n_points_scale")
+    kept = {n: t for n, t in model.state_dict().items() if n.endswith(fixed)}
+    model.load_state_dict(weights | kept, strict=True)
     for module in model.modules():
         if type(module).__name__ in BATCH_NORMS and hasattr(module, "eps"):
             module.eps = batch_norm_eps
