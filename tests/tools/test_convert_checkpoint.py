@@ -6,6 +6,7 @@ import runpy
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -237,12 +238,33 @@ def test_a_file_with_the_names_of_a_release_loads_whole(
         assert torch.equal(head.weight, state_dict["class_embed.6.weight"][:80])
 
 
-SMALL_RESNET = {"STEM_OUT_CHANNELS": 16, "RES2_OUT_CHANNELS": 32, "WIDTH_PER_GROUP": 8}
-SMALL_DETECTOR = {"EMBED_DIM": 64, "FEEDFORWARD_DIM": 64, "NUM_QUERIES": 20}
-SMALL = [
-    *(f"MODEL.RESNETS.{key} {value}" for key, value in SMALL_RESNET.items()),
-    *(f"MODEL.DEFORMABLE_DETR.{key} {value}" for key, value in SMALL_DETECTOR.items()),
-]
+def small(node: str) -> list[str]:
+    """KEY VALUE ... of a detector with small layers, whose keys are below MODEL.`node`."""
+    resnet = {"STEM_OUT_CHANNELS": 16, "RES2_OUT_CHANNELS": 32, "WIDTH_PER_GROUP": 8}
+    detector = {"EMBED_DIM": 64, "FEEDFORWARD_DIM": 64, "NUM_QUERIES": 20}
+    items = [(f"MODEL.RESNETS.{key}", value) for key, value in resnet.items()]
+    items += [(f"MODEL.{node}.{key}", value) for key, value in detector.items()]
+    return [str(part) for item in items for part in item]
+
+
+SMALL = small("DEFORMABLE_DETR")
+
+
+def small_resnet(stages: list[str]) -> dict[str, Any]:
+    """What gives a configuration of transformers the ResNet of `small`."""
+    from transformers import ResNetConfig
+
+    return {
+        "backbone_config": ResNetConfig(
+            embedding_size=16,
+            hidden_sizes=[32, 64, 128, 256],
+            depths=[3, 4, 6, 3],
+            out_features=stages,
+        ),
+        "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64,
+        "num_queries": 20,
+    }
 
 
 def randomise(model: nn.Module) -> None:
@@ -258,19 +280,11 @@ def randomise(model: nn.Module) -> None:
 
 def small_transformers_model(variant: str, num_labels: int) -> nn.Module:
     """A Deformable DETR of transformers with small layers and random weights."""
-    from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection, ResNetConfig
+    from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
 
     config = DeformableDetrConfig(
-        backbone_config=ResNetConfig(
-            embedding_size=16,
-            hidden_sizes=[32, 64, 128, 256],
-            depths=[3, 4, 6, 3],
-            out_features=["stage2", "stage3", "stage4"],
-        ),
+        **small_resnet(["stage2", "stage3", "stage4"]),
         d_model=64,
-        encoder_ffn_dim=64,
-        decoder_ffn_dim=64,
-        num_queries=20,
         two_stage_num_proposals=20,
         num_labels=num_labels,
         with_box_refine=variant != "plain",
@@ -289,6 +303,24 @@ def transformers_outputs(model: nn.Module, image: Tensor) -> tuple[Tensor, Tenso
     return outputs.logits[0], outputs.pred_boxes[0]
 
 
+def assert_same_outputs(
+    theirs: nn.Module, file: Path, config: str, overrides: list[str], rows: list[int]
+) -> None:
+    """Hold our model with the weights of a file against theirs, whose class `rows` it has."""
+    cfg = load_config(f"configs/{config}", overrides)
+    cfg.MODEL.DEVICE = "cpu"
+    model = build_model(cfg).eval()
+    VastdetCheckpointer(model).load(str(file), complete=True)
+    image = torch.randn(3, 128, 160)
+    with torch.no_grad():
+        last = model.predict_padded([image]).decoder
+    logits, boxes = transformers_outputs(theirs, image)
+    difference = (last.logits[-1, 0] - logits[:, rows]).abs().max()
+    assert difference < 1e-5, f"logits differ by {difference}"
+    difference = (last.boxes[-1, 0] - boxes).abs().max()
+    assert difference < 1e-5, f"boxes differ by {difference}"
+
+
 @pytest.mark.parametrize("variant", ["plain", "refined", "two_stage"])
 def test_deformable_detr_of_transformers_gives_the_same(
     tool: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str], variant: str
@@ -297,25 +329,47 @@ def test_deformable_detr_of_transformers_gives_the_same(
     theirs.save_pretrained(tmp_path)
     original, ours = tmp_path / "model.safetensors", tmp_path / "ours.safetensors"
     name = f"deformable_detr_R_50_{variant}_transformers"
-    overrides = shlex.split(" ".join(SMALL))
-    assert tool(command_line(name, original, ours, "--coco-categories", *overrides)) == 0
-    printed = capsys.readouterr().out
+    assert tool(command_line(name, original, ours, "--coco-categories", *SMALL)) == 0
     # Met: logits 8e-7, boxes 2e-7.
-    assert max(differences_in(printed)) < 1e-5
+    assert max(differences_in(capsys.readouterr().out)) < 1e-5
+    config = f"DeformableDETR/deformable_detr_R_50_{variant}_50ep.yaml"
+    assert_same_outputs(theirs, ours, config, SMALL, coco_category_ids())
 
-    # The names of the modules, not of files; kept whole, without the tool's own comparison.
-    cfg = load_config(f"configs/DeformableDETR/deformable_detr_R_50_{variant}_50ep.yaml", overrides)
-    cfg.MODEL.DEVICE = "cpu"
-    model = build_model(cfg).eval()
-    VastdetCheckpointer(model).load(str(ours), complete=True)
-    image = torch.randn(3, 128, 160)
-    with torch.no_grad():
-        last = model.predict_padded([image]).decoder
-    logits, boxes = transformers_outputs(theirs, image)
-    difference = (last.logits[-1, 0] - logits[:, coco_category_ids()]).abs().max()
-    assert difference < 1e-5, f"logits differ by {difference}"
-    difference = (last.boxes[-1, 0] - boxes).abs().max()
-    assert difference < 1e-5, f"boxes differ by {difference}"
+
+# Our name -> theirs, the node of our config, theirs of the width, and rows behind the classes.
+DENSE = {
+    "conditional_detr_R_50": ("ConditionalDetr", "CONDITIONAL_DETR", "d_model", []),
+    "dab_detr_R_50": ("DabDetr", "DAB_DETR", "hidden_size", []),
+    "detr_R_50": ("Detr", "DETR", "d_model", [91]),
+}
+
+
+@pytest.mark.parametrize("name", list(DENSE))
+def test_dense_detectors_of_transformers_give_the_same(
+    tool: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs_name, node, width, extra_rows = DENSE[name]
+    config = getattr(transformers, f"{theirs_name}Config")(
+        **small_resnet(["stage4"]), **{width: 64}, num_labels=91
+    )
+    theirs = getattr(transformers, f"{theirs_name}ForObjectDetection")(config).eval()
+    randomise(theirs)
+    theirs.save_pretrained(tmp_path)
+    original, ours = tmp_path / "model.safetensors", tmp_path / "ours.safetensors"
+    options = ["--coco-categories", *small(node)]
+    assert tool(command_line(f"{name}_transformers", original, ours, *options)) == 0
+    assert max(differences_in(capsys.readouterr().out)) < 1e-5
+    config = find_converter(f"{name}_transformers").config
+    rows = coco_category_ids() + extra_rows
+    assert_same_outputs(theirs, ours, config, small(node), rows)
+    # The names of the modules, where some have others in files.
+    torch.save(theirs.state_dict(), tmp_path / "modules.pth")
+    again = tmp_path / "again.safetensors"
+    command = command_line(f"{name}_transformers", tmp_path / "modules.pth", again, *options)
+    assert tool(command) == 0
+    first, second = load_file(ours), load_file(again)
+    assert all(torch.equal(first[key], value) for key, value in second.items())
 
 
 def test_names_of_the_modules_a_parallel_wrapper_and_the_next_command(
@@ -328,7 +382,7 @@ def test_names_of_the_modules_a_parallel_wrapper_and_the_next_command(
     original, ours = tmp_path / "model.pth", tmp_path / "ours dir" / "ours.safetensors"
     wrapped = {f"module.{name}": tensor for name, tensor in theirs.state_dict().items()}
     torch.save({"state_dict": wrapped}, original)
-    overrides = [*shlex.split(" ".join(SMALL)), "INPUT.MIN_SIZE_TEST", "64"]
+    overrides = [*SMALL, "INPUT.MIN_SIZE_TEST", "64"]
     name = "deformable_detr_R_50_plain_transformers"
     assert tool(command_line(name, original, ours, *overrides)) == 0
     printed = capsys.readouterr().out
@@ -359,9 +413,8 @@ def test_another_code_base_that_is_not_installed(
     original = tmp_path / "model.pth"
     torch.save(theirs.state_dict(), original)
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    overrides = shlex.split(" ".join(SMALL))
     name = "deformable_detr_R_50_plain_transformers"
-    assert tool(command_line(name, original, tmp_path / "o.safetensors", *overrides)) == 0
+    assert tool(command_line(name, original, tmp_path / "o.safetensors", *SMALL)) == 0
     printed = capsys.readouterr().out
     assert "not compared: the code behind" in printed
     assert "is not installed" in printed

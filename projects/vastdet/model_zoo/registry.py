@@ -33,6 +33,10 @@ from vastdet.model_zoo import (
 )
 from vastdet.model_zoo.key_map import Converter
 from vastdet.model_zoo.relation_models import relation_detr_converter
+from vastdet.model_zoo.transformers_conditional_models import (
+    conditional_detr_transformers_converter,
+    dab_detr_transformers_converter,
+)
 from vastdet.model_zoo.transformers_models import (
     deformable_detr_transformers_converter,
     detr_transformers_converter,
@@ -42,6 +46,8 @@ CONVERTERS: dict[str, Callable[[], Converter]] = {
     "conditional_detr_R_50": conditional_models.conditional_detr_converter,
     "conditional_detr_R_101": partial(conditional_models.conditional_detr_converter, 101),
     "dab_detr_R_50": conditional_models.dab_detr_converter,
+    "conditional_detr_R_50_transformers": conditional_detr_transformers_converter,
+    "dab_detr_R_50_transformers": dab_detr_transformers_converter,
     "detr_R_50_transformers": detr_transformers_converter,
     "dab_deformable_detr_R_50": dab_deformable_models.dab_deformable_converter,
     "dn_deformable_detr_R_50": dab_deformable_models.dn_deformable_converter,

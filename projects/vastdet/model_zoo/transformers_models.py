@@ -7,6 +7,7 @@ transformers' own ResNet: all are known. The modules keep query, key and value a
 """
 
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from vastdet.model_zoo.deformable_models import NUM_BOX_LAYERS, layer_pairs, mlp_pairs
@@ -27,27 +28,26 @@ CROSS_NORM = {"cross_attn_norm": "encoder_attn_layer_norm"}
 OLDER = (("backbone.", "backbone.conv_encoder."), (".o_proj.", ".out_proj."), (".mlp.fc", ".fc"))
 
 
-def older(name: str) -> str:
-    """The name that a tensor has in files."""
-    for new, old in OLDER:
-        name = name.replace(new, old)
-    return name
-
-
-def with_older_names(pairs: list[Pair]) -> tuple[Pair, ...]:
-    """The pairs, with the names in files as aliases."""
+def with_older_names(
+    pairs: Iterable[Pair], older: Sequence[tuple[str, str]] = OLDER
+) -> tuple[Pair, ...]:
+    """The pairs, with the names in files as aliases; `older` has parts of names, new and old."""
     known = []
     for pair in pairs:
-        names = [pair.source, *pair.aliases]
-        aliases = [*pair.aliases, *(older(name) for name in names if older(name) not in names)]
+        aliases = dict.fromkeys(pair.aliases)
+        for name in (pair.source, *pair.aliases):
+            for new, old in older:
+                name = name.replace(new, old)
+            aliases[name] = None
+        aliases.pop(pair.source, None)
         known.append(replace(pair, aliases=() if pair.parts else tuple(aliases)))
     return tuple(known)
 
 
-def backbone_pairs() -> list[Pair]:
-    """A ResNet-50 of transformers; the aliases are timm's."""
+def backbone_pairs(depth: int = 50, prefix: str = "model.backbone.model.") -> list[Pair]:
+    """A ResNet of transformers; the aliases are timm's."""
     pairs = []
-    for pair in resnet_pairs(50, "model.backbone.model.", "backbone."):
+    for pair in resnet_pairs(depth, prefix, "backbone."):
         name = pair.detectron2.removeprefix("backbone.").replace("stem.conv1", "embedder.embedder")
         name = re.sub(r"\bconv(\d)\b", lambda m: f"layer.{int(m[1]) - 1}", name)
         stage = r"\bres(\d)\.(\d+)"
@@ -57,12 +57,12 @@ def backbone_pairs() -> list[Pair]:
             layer = f"{layer.removesuffix('.norm')}.normalization"
         else:
             layer = f"{layer}.convolution"
-        source = f"model.backbone.model.{layer}.{tensor}"
+        source = f"{prefix}{layer}.{tensor}"
         pairs.append(replace(pair, source=source, aliases=(pair.source,)))
     return pairs
 
 
-def attention_pairs(source: str, ours: str) -> list[Pair]:
+def attention_pairs(source: str, ours: str, *, out_proj: str = "o_proj") -> list[Pair]:
     """A dense attention, whose query, key and value projections are one tensor in ours."""
     pairs = [
         Pair(
@@ -72,7 +72,7 @@ def attention_pairs(source: str, ours: str) -> list[Pair]:
         )
         for tensor in ("weight", "bias")
     ]
-    return pairs + weight_and_bias(f"{source}.o_proj", f"{ours}.out_proj")
+    return pairs + weight_and_bias(f"{source}.{out_proj}", f"{ours}.out_proj")
 
 
 def stack_pairs(*, is_deformable: bool) -> list[Pair]:
@@ -148,11 +148,11 @@ def deformable_detr_transformers_converter(variant: str) -> Converter:
     )
 
 
-def detr_transformers_converter() -> Converter:
+def detr_transformers_converter(depth: int = 50) -> Converter:
     """`DetrForObjectDetection`, such as facebook/detr-resnet-50."""
     queries = "transformer.query_source.embedding.weight"
     pairs = [
-        *backbone_pairs(),
+        *backbone_pairs(depth),
         Pair("model.query_position_embeddings.weight", queries),
         *weight_and_bias("model.input_projection", "neck.conv"),
         *stack_pairs(is_deformable=False),
@@ -165,8 +165,8 @@ def detr_transformers_converter() -> Converter:
         *mlp_pairs("bbox_predictor", "transformer.decoder.box_heads.0", NUM_BOX_LAYERS),
     ]
     return Converter(
-        name="DETR ResNet-50 (huggingface/transformers)",
-        config="DETR/detr_R_50_500ep.yaml",
+        name=f"DETR ResNet-{depth} (huggingface/transformers)",
+        config=f"DETR/detr_R_{depth}_500ep.yaml",
         pairs=with_older_names(pairs),
         twin=transformers_detr,
     )

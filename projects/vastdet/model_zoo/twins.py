@@ -101,6 +101,27 @@ def transformers_rt_detr(
     return _transformers_network(model, weights, batch_norm_eps)
 
 
+def transformers_conditional_detr(
+    cfg: CfgNode, weights: StateDict, batch_norm_eps: float
+) -> Network:
+    """Conditional DETR of transformers: logits (Q, K) and boxes (Q, 4), CXCYWH shares."""
+    from transformers import ConditionalDetrConfig, ConditionalDetrForObjectDetection
+
+    node = cfg.MODEL.CONDITIONAL_DETR
+    config = ConditionalDetrConfig(**_transformer_sizes(cfg, node, [node.IN_FEATURE]))
+    return _transformers_network(ConditionalDetrForObjectDetection(config), weights, batch_norm_eps)
+
+
+def transformers_dab_detr(cfg: CfgNode, weights: StateDict, batch_norm_eps: float) -> Network:
+    """DAB-DETR of transformers: logits (Q, K) and boxes (Q, 4), CXCYWH shares."""
+    from transformers import DabDetrConfig, DabDetrForObjectDetection
+
+    node = cfg.MODEL.DAB_DETR
+    sizes = _transformer_sizes(cfg, node, [node.IN_FEATURE])
+    config = DabDetrConfig(hidden_size=sizes.pop("d_model"), **sizes)
+    return _transformers_network(DabDetrForObjectDetection(config), weights, batch_norm_eps)
+
+
 def torchvision_detector(
     name: str, cfg: CfgNode, weights: StateDict, batch_norm_eps: float
 ) -> Network:
