@@ -64,6 +64,10 @@ CONVERTERS: dict[str, Callable[[], Converter]] = {
 }
 for _depth in torchvision_models.RESNETS:
     CONVERTERS[f"resnet{_depth}"] = partial(torchvision_models.resnet, _depth)
+CONVERTERS["conditional_detr_R_101_transformers"] = partial(
+    conditional_detr_transformers_converter, 101
+)
+CONVERTERS["detr_R_101_transformers"] = partial(detr_transformers_converter, 101)
 for _depth in (50, 101):
     CONVERTERS[f"detr_R_{_depth}"] = partial(dense_models.detr_converter, _depth)
     CONVERTERS[f"detr_R_{_depth}_DC5"] = partial(dense_models.detr_converter, _depth, dc5=True)
