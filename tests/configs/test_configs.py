@@ -102,6 +102,8 @@ def test_schedule_is_consistent(name: str) -> None:
     assert solver.WARMUP_ITERS < solver.MAX_ITER
     assert solver.IMS_PER_BATCH % max(1, solver.ACCUMULATION_STEPS) == 0
     assert cfg.VERSION == 2
+    if "IMS_PER_BATCH" in Path(get_config_file(name)).read_text("utf-8"):
+        assert solver.REFERENCE_BATCH_SIZE == solver.IMS_PER_BATCH, "a recipe names its batch"
     schedule = name.rsplit("_", 1)[-1]
     if schedule in ITERATIONS:
         assert ITERATIONS[schedule] == solver.MAX_ITER

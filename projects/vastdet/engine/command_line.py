@@ -15,6 +15,7 @@ from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 
 from vastdet.data import BrokenRecordError, category_space
+from vastdet.engine.batch_size import report_implied_settings
 from vastdet.engine.checkpoint import VastdetCheckpointer
 from vastdet.engine.config_files import choose_device, load_config, merge_opts, set_num_classes
 from vastdet.engine.dataset_checks import check_class_counts, check_datasets
@@ -131,6 +132,7 @@ def run(cfg: CfgNode, arguments: argparse.Namespace) -> None:
             model = load_for_evaluation(cfg, resume=arguments.resume)
         Trainer.test(cfg, model)
         return
+    report_implied_settings(cfg)
     with user_input():
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=arguments.resume)

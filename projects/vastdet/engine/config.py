@@ -14,6 +14,9 @@ def add_engine_config(cfg: CfgNode) -> None:
     # More factors: [regular expression, factor] pairs, searched in the parameter name. All that
     # match are multiplied.
     solver.LR_MULTIPLIERS = []
+    # The images a step that BASE_LR, STEPS, WARMUP_ITERS and MAX_ITER were chosen for; where
+    # IMS_PER_BATCH differs, training says what they would be. 0 where nobody knows.
+    solver.REFERENCE_BATCH_SIZE = 0
     # A step of IMS_PER_BATCH images runs as this many forward and backward passes.
     solver.ACCUMULATION_STEPS = 1
     # "parameter" clips each parameter's gradient by CLIP_TYPE, as Detectron2 does; "full_model"
