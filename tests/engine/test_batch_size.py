@@ -51,10 +51,8 @@ def test_another_batch_sees_as_many_images(
         report_implied_settings(recipe)
     assert recipe == before, "nothing is changed"
     message = caplog.records[0].getMessage()
-    assert (
-        f"made for 16 images a step (SOLVER.REFERENCE_BATCH_SIZE), and SOLVER.IMS_PER_BATCH is {batch}"
-        in message
-    )
+    assert "made for 16 images a step" in message
+    assert f"SOLVER.IMS_PER_BATCH is {batch};" in message
     # What is printed can be put on a command line.
     recipe.merge_from_list(shlex.split(message.splitlines()[-1]))
     solver = recipe.SOLVER
