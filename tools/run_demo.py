@@ -15,7 +15,7 @@ from vastdet.engine.tools import exit_status
 from vastdet.model_zoo import get_config_file
 from vastdet.report import write_report
 
-CONFIG = "quick/fcos_generated.yaml"
+CONFIG = "quick/demo.yaml"
 
 
 def main(arguments: list[str] | None = None) -> int:
