@@ -43,6 +43,8 @@ REQUIREMENTS = [
     "opencv-contrib-python-headless>=4.8",
     "rich>=13",
 ]
+# For ONNX files (tools/export_model.py) alone.
+EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
 
 
 def kernel_builder() -> ModuleType:
@@ -109,7 +111,16 @@ setup(
     },
     install_requires=REQUIREMENTS,
     extras_require={
-        "dev": ["pytest", "pytest-xdist", "ruff", "mypy", "codespell", "transformers>=5.0"]
+        "dev": [
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            "mypy",
+            "codespell",
+            "transformers>=5.0",
+            *EXPORT,
+        ],
+        "export": EXPORT,
     },
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildKernels},

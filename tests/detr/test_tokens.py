@@ -3,16 +3,25 @@
 
 import pytest
 import torch
+from detectron2.structures import ImageList
 
 from vastdet.detr.tokens import (
     Tokens,
     flatten_maps,
+    pad_to_batch,
     padding_mask_of,
     resize_mask,
     valid_ratio,
 )
 
 SIZES = [(4, 6), (2, 3), (1, 1)]
+
+
+@pytest.mark.parametrize("divisibility", [0, 1, 32])
+def test_batches_are_padded_as_detectron2_does(divisibility: int) -> None:
+    images = [torch.rand(3, 20, 33), torch.rand(3, 40, 7)]
+    expected = ImageList.from_tensors(images, divisibility).tensor
+    assert torch.equal(pad_to_batch(images, divisibility), expected)
 
 
 def tokens_of(masks: list[torch.Tensor]) -> tuple[Tokens, list[torch.Tensor]]:

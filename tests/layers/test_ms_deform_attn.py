@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.layers.ms_deform_attn_inputs import (
     DIFFERENTIABLE,
+    LEVELS,
     assert_near,
     gradients,
     in_float64,
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vastdet.layers import ms_deform_attn
+from vastdet.layers.ms_deform_attn import decomposed_ms_deform_attn
 from vastdet.layers.ms_deform_attn_reference import ms_deform_attn_reference
 
 
@@ -292,6 +294,17 @@ def test_wrong_arguments_are_explained(index: int, wrong: object, message: str) 
     arguments[index] = wrong
     with pytest.raises(ValueError, match=message):
         ms_deform_attn(*arguments)
+
+
+def test_decomposed_needs_no_values_of_tensors() -> None:
+    value, shapes, starts, locations, weights, num_points = make()
+    expected = ms_deform_attn(value, shapes, starts, locations, weights, num_points)
+    unknown = (torch.zeros_like(shapes), torch.zeros_like(starts))
+    with decomposed_ms_deform_attn(LEVELS):
+        found = ms_deform_attn(value, *unknown, locations, weights, num_points)
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(ValueError, match="levels"):
+        ms_deform_attn(value, *unknown, locations, weights, num_points)
 
 
 @needs_kernel

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from detectron2.modeling import Backbone
 from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from vastdet.detr.detections import SelectDetections, best_pairs
 from vastdet.detr.structures import LayerPredictions, SetPredictions, Targets
-from vastdet.detr.tokens import padding_mask_of, resize_mask
+from vastdet.detr.tokens import pad_to_batch, padding_mask_of, resize_mask
 from vastdet.layers.boxes import cxcywh_to_xyxy
 
 
@@ -140,10 +140,10 @@ class SetDetector(nn.Module):
 
     def padded_batch(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """One batch (B, 3, H, W) of images, and its mask (B, H, W), True at padding."""
-        batch = ImageList.from_tensors(list(images), self.size_divisibility)
-        height, width = batch.tensor.shape[-2:]
-        mask = padding_mask_of(batch.image_sizes, (height, width))
-        return batch.tensor, mask.to(self.device)
+        batch = pad_to_batch(images, self.size_divisibility)
+        sizes = [(x.shape[-2], x.shape[-1]) for x in images]
+        mask = padding_mask_of(sizes, (batch.shape[-2], batch.shape[-1]))
+        return batch, mask.to(self.device)
 
     def levels(
         self, features: Mapping[str, Tensor], mask: Tensor

@@ -100,6 +100,19 @@ def valid_ratio(padding_mask: Tensor) -> Tensor:
     return torch.stack([valid[:, 0, :].mean(dim=1), valid[:, :, 0].mean(dim=1)], dim=-1)
 
 
+def pad_to_batch(images: Sequence[Tensor], divisibility: int) -> Tensor:
+    """(B, C, H, W): images (C, H_i, W_i) with zeros at the right and the bottom.
+
+    H and W are multiples of `divisibility`, where that is not 0. Unlike Detectron2's `ImageList`,
+    it computes with sizes as numbers, which a compiler can follow.
+    """
+    step = max(1, divisibility)
+    height, width = (-(-max(x.shape[i] for x in images) // step) * step for i in (-2, -1))
+    return torch.stack(
+        [F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2])) for x in images]
+    )
+
+
 def padding_mask_of(sizes: Sequence[tuple[int, int]], padded: tuple[int, int]) -> Tensor:
     """(B, H, W) bool, True at padding, of images of `sizes` (height, width) in a padded batch."""
     mask = torch.ones(len(sizes), *padded, dtype=torch.bool)

@@ -6,7 +6,9 @@ D = C / H, P points of a level, T samples of a (query, head): the points of all 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
@@ -172,14 +174,30 @@ def ms_deform_attn(
     _check(value, spatial_shapes, level_start_index, num_points)
     _check_samples(value, sampling_locations, attention_weights, num_points)
     dtype = accumulation_dtype(value.dtype)
-    return torch.ops.vastdet.ms_deform_attn(
-        value,
-        spatial_shapes,
-        level_start_index,
-        sampling_locations.to(dtype),
-        attention_weights.to(dtype),
-        num_points,
-    )
+    samples = (sampling_locations.to(dtype), attention_weights.to(dtype), num_points)
+    sizes = _KNOWN_SIZES.get()
+    if sizes is not None:
+        starts = [sum(height * width for height, width in sizes[:i]) for i in range(len(sizes))]
+        return ms_deform_attn_reference(value, sizes, starts, *samples)
+    return torch.ops.vastdet.ms_deform_attn(value, spatial_shapes, level_start_index, *samples)
+
+
+_KNOWN_SIZES: ContextVar[Sequence[Sequence[int]] | None] = ContextVar("known_sizes", default=None)
+
+
+@contextmanager
+def decomposed_ms_deform_attn(sizes: Sequence[Sequence[int]]) -> Iterator[None]:
+    """Within it, `ms_deform_attn` is made of PyTorch's operators, `grid_sample` above all.
+
+    For exports to formats that know no operator of ours. What traces a network sees tensors without
+    their values, so `sizes`, height and width of each level in cells, must be known beforehand;
+    they stand for `spatial_shapes` and `level_start_index`.
+    """
+    token = _KNOWN_SIZES.set(sizes)
+    try:
+        yield
+    finally:
+        _KNOWN_SIZES.reset(token)
 
 
 def _check(

@@ -51,12 +51,15 @@ class _Level(NamedTuple):
 def _levels(
     cells: Tensor,
     locations: Tensor,
-    spatial_shapes: Tensor,
-    level_start_index: Tensor,
+    spatial_shapes: Tensor | Sequence[Sequence[int]],
+    level_start_index: Tensor | Sequence[int],
     num_points: Sequence[int],
 ) -> Iterator[_Level]:
     """The levels that have samples, of cells (N, S, D) and locations (N, Q, T, 2)."""
-    sizes, starts = spatial_shapes.tolist(), level_start_index.tolist()
+    sizes = spatial_shapes.tolist() if isinstance(spatial_shapes, Tensor) else spatial_shapes
+    starts = (
+        level_start_index.tolist() if isinstance(level_start_index, Tensor) else level_start_index
+    )
     check_levels(sizes, starts, cells.shape[1])
     first = 0
     for (height, width), start, count in zip(sizes, starts, num_points, strict=True):
@@ -90,8 +93,8 @@ def _heads_last(tensor: Tensor, like: Tensor) -> Tensor:
 
 def ms_deform_attn_reference(
     value: Tensor,
-    spatial_shapes: Tensor,
-    level_start_index: Tensor,
+    spatial_shapes: Tensor | Sequence[Sequence[int]],
+    level_start_index: Tensor | Sequence[int],
     sampling_locations: Tensor,
     attention_weights: Tensor,
     num_points: Sequence[int],
@@ -103,8 +106,8 @@ def ms_deform_attn_reference(
 
     Args:
         value: (B, S, H, D), float32, float64, bfloat16 or float16.
-        spatial_shapes: (L, 2) int64, height and width of each level in cells.
-        level_start_index: (L,) int64, the first cell of each level.
+        spatial_shapes: (L, 2) int64, height and width of each level in cells; or as numbers.
+        level_start_index: (L,) int64, the first cell of each level; or as numbers.
         sampling_locations: (B, Q, H, T, 2), x and y as shares of the level's width and height.
         attention_weights: (B, Q, H, T).
         num_points: samples of each level; adds up to T.

@@ -51,6 +51,7 @@ CONVERTERS: dict[str, Callable[[], Converter]] = {
     "detr_R_50_transformers": detr_transformers_converter,
     "dab_deformable_detr_R_50": dab_deformable_models.dab_deformable_converter,
     "dn_deformable_detr_R_50": dab_deformable_models.dn_deformable_converter,
+    "deta_R_50": deformable_models.deta_converter,
     "dino_R_50_4scale": deformable_models.dino_converter,
     "dino_R_50_4scale_detrex": deformable_models.dino_detrex_converter,
     "dino_R_50_4scale_mmdet": mmdet_models.dino_mmdet_converter,
