@@ -20,6 +20,7 @@ from detectron2.data.datasets.lvis_v1_category_image_count import (
 )
 
 from vastdet.data.coco_records import Record
+from vastdet.data.panoptic import load_panoptic_records, panoptic_space
 from vastdet.data.register import (
     dataset_root,
     load_registered,
@@ -60,6 +61,7 @@ def register_all(root: str) -> None:
     _guard_detectron2_coco()
     _complete_detectron2_voc()
     _complete_detectron2_lvis()
+    _complete_detectron2_panoptic()
     name, json_file, image_root = LVIS_MINIVAL
     register_annotation_file(
         name,
@@ -156,6 +158,15 @@ def _complete_detectron2_lvis() -> None:
             if metadata.get("class_image_count") is not None:
                 # Detectron2's federated loss reads these.
                 MetadataCatalog.get(name).class_image_count = metadata.class_image_count
+
+
+def _complete_detectron2_panoptic() -> None:
+    """Give records sizes and boxes, and the metadata the categories of things and stuff."""
+    for name in DatasetCatalog.list():
+        metadata = MetadataCatalog.get(name)
+        if name.startswith("coco_20") and name.endswith("_panoptic"):
+            metadata.category_space = panoptic_space(metadata)
+            replace_loader(name, partial(load_panoptic_records, name))
 
 
 def _guard(name: str, paths: Sequence[str]) -> None:

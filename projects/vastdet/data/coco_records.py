@@ -50,6 +50,20 @@ def load_coco_records(
             without file name or size, two images with one id, annotations of unknown categories.
     """
     document = read_json(json_file)
+    return records_of(
+        document, image_root, space, json_file, extra_annotation_keys=extra_annotation_keys
+    )
+
+
+def records_of(
+    document: Any,
+    image_root: str | Path,
+    space: CategorySpace,
+    json_file: str | Path,
+    *,
+    extra_annotation_keys: Sequence[str] = (),
+) -> list[Record]:
+    """As `load_coco_records`, of a document that was read; errors call it `json_file`."""
     _check_lists(document, space, json_file)
     with without_garbage_collection():
         records = _image_records(document["images"], image_root, space, json_file)

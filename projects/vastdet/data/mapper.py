@@ -18,6 +18,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from vastdet.data.augmentation import build_augmentations
 from vastdet.data.errors import BrokenRecordError
 from vastdet.data.image_io import read_image
+from vastdet.data.panoptic import with_masks
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,8 @@ class DetectionMapper(DatasetMapper):
     A record that makes no sense raises `BrokenRecordError`: an unreadable image, a recorded size
     that is not the image's, a box that is not four finite numbers, an unknown category. A box
     without area, or wholly outside of its image, is dropped and the record is used; the log counts
-    these. Crowd regions are left out, as in Detectron2. Semantic segmentation is not mapped.
+    these. Crowd regions are left out, as in Detectron2. Panoptic segments are instances, those of
+    stuff as well as those of things; other semantic segmentation is not mapped.
     """
 
     @configurable
@@ -102,6 +104,8 @@ class DetectionMapper(DatasetMapper):
         """
         record = dict(dataset_dict)
         annotations = self._checked_annotations(record)
+        if annotations and self.use_instance_mask and "pan_seg_file_name" in record:
+            annotations = with_masks(record, annotations)
         boxes = boxes_of(record, annotations)
         image = read_image(record["file_name"], self.image_format)
         try:

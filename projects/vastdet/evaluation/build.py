@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluators by name: Metadata.evaluator_type picks one."""
 
+import importlib.util
 from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator, PascalVOCDetectionEvaluator
+from detectron2.evaluation import (
+    COCOPanopticEvaluator,
+    DatasetEvaluator,
+    PascalVOCDetectionEvaluator,
+)
 from fvcore.common.registry import Registry
 
 from vastdet.evaluation.coco import CocoEvaluator
@@ -70,5 +75,23 @@ def pascal_voc(
     return PascalVOCDetectionEvaluator(dataset_name)
 
 
-for builder in (coco, lvis, v3det, pascal_voc):
+def coco_panoptic_seg(
+    cfg: CfgNode, dataset_name: str, output_folder: str | Path | None
+) -> DatasetEvaluator:
+    """Detectron2's evaluator of panoptic quality, by the models' `panoptic_seg`.
+
+    Raises:
+        ModuleNotFoundError: the package panopticapi, which it calls, is not installed.
+    """
+    if importlib.util.find_spec("panopticapi") is None:
+        raise ModuleNotFoundError(
+            f"panoptic quality on {dataset_name} needs the package panopticapi; install it with "
+            "pip install git+https://github.com/cocodataset/panopticapi.git"
+        )
+    return COCOPanopticEvaluator(
+        dataset_name, None if output_folder is None else str(output_folder)
+    )
+
+
+for builder in (coco, lvis, v3det, pascal_voc, coco_panoptic_seg):
     EVALUATOR_REGISTRY.register(builder)
