@@ -117,7 +117,12 @@ def test_schedule_is_consistent(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_classes_and_files_fit_the_data(name: str) -> None:
     cfg = get_config(name)
-    expected = {"coco_2017_train": 80, "generated_24_train": 24, "bccd_train": 3}
+    expected = {
+        "coco_2017_train_panoptic": 133,
+        "coco_2017_train": 80,
+        "generated_24_train": 24,
+        "bccd_train": 3,
+    }
     assert value_of(cfg, class_count_key(cfg)) == expected[cfg.DATASETS.TRAIN[0]]
     if cfg.MODEL.LOAD_PROPOSALS:
         assert cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals"

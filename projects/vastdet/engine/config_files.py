@@ -16,7 +16,7 @@ import vastdet.config
 logger = logging.getLogger(__name__)
 
 # Heads that count other things than detection categories.
-OTHER_CLASS_COUNTS = ("SEM_SEG_HEAD", "PANOPTIC")
+OTHER_CLASS_COUNTS = ("SEM_SEG_HEAD", "PANOPTIC_FPN", "PANOPTIC_DEEPLAB")
 
 
 def load_config(config_file: str | Path | None = None, opts: Sequence[Any] = ()) -> CfgNode:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """DETR under the names of the authors (facebookresearch/detr)."""
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 from vastdet.model_zoo.key_map import ClassRows, Converter, Pair
 from vastdet.model_zoo.torchvision_models import resnet_pairs, weight_and_bias
 
@@ -62,6 +65,43 @@ def detr_transformer_pairs(num_encoder: int, num_decoder: int) -> list[Pair]:
             for pair in weight_and_bias(f"bbox_embed.layers.{i}", f"{heads}.box_heads.0.layers.{i}")
         ),
     ]
+
+
+# Our name -> theirs of the layers of the mask head; the norm of a convolution has its number.
+MASK_CONVS = {f"mask_head.convs.{i}": f"mask_head.{{}}{i + 1}" for i in range(5)}
+
+
+def prefixed(prefix: str, pairs: Iterable[Pair]) -> list[Pair]:
+    """The same tensors, below `prefix` in the other code base."""
+    return [replace(pair, source=f"{prefix}{pair.source}") for pair in pairs]
+
+
+def mask_head_pairs() -> list[Pair]:
+    """The attention maps and the mask head of DETR's panoptic models."""
+    pairs = weight_and_bias("mask_head.out_lay", "mask_head.output")
+    for ours, theirs in MASK_CONVS.items():
+        pairs += weight_and_bias(theirs.format("lay"), f"{ours}.conv")
+        pairs += weight_and_bias(theirs.format("gn"), f"{ours}.norm")
+    for i in range(3):
+        pairs += weight_and_bias(f"mask_head.adapter{i + 1}", f"mask_head.adapters.{i}")
+    for name in ("query", "key"):
+        pairs += weight_and_bias(f"bbox_attention.{name[0]}_linear", f"attention_maps.{name}_proj")
+    return pairs
+
+
+def panoptic_detr_converter(depth: int = 50, *, dc5: bool = False) -> Converter:
+    """facebookresearch/detr with its mask head; arguments as for `detr_converter`.
+
+    Their 250 classes are COCO's ids, those of things up to 90: beside NUM_CLASSES 250, our config
+    needs NUM_THING_CLASSES 91 for them.
+    """
+    detector = detr_converter(depth, dc5=dc5)
+    backbone = f"R_{depth}_DC5" if dc5 else f"R_{depth}"
+    return Converter(
+        name=f"panoptic DETR {backbone} (facebookresearch/detr)",
+        config=f"DETR/panoptic_detr_{backbone}_25ep.yaml",
+        pairs=(*prefixed("detr.", detector.pairs), *mask_head_pairs()),
+    )
 
 
 def detr_converter(depth: int = 50, *, dc5: bool = False) -> Converter:

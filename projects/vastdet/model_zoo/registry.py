@@ -69,6 +69,10 @@ CONVERTERS["conditional_detr_R_101_transformers"] = partial(
     conditional_detr_transformers_converter, 101
 )
 CONVERTERS["detr_R_101_transformers"] = partial(detr_transformers_converter, 101)
+for _name, _depth, _dc5 in (("R_50", 50, False), ("R_50_DC5", 50, True), ("R_101", 101, False)):
+    CONVERTERS[f"panoptic_detr_{_name}"] = partial(
+        dense_models.panoptic_detr_converter, _depth, dc5=_dc5
+    )
 for _depth in (50, 101):
     CONVERTERS[f"detr_R_{_depth}"] = partial(dense_models.detr_converter, _depth)
     CONVERTERS[f"detr_R_{_depth}_DC5"] = partial(dense_models.detr_converter, _depth, dc5=True)
