@@ -69,10 +69,7 @@ class SetCriterion(nn.Module):
     def forward(self, predictions: SetPredictions, targets: Targets) -> dict[str, Tensor]:
         """Weighted losses, scalars by name; all are zero or class losses when there is no box."""
         num_boxes = self.count_boxes(targets)
-        matched = self.assigner.assign(predictions.decoder, targets)
-        decoder = self.weights.weigh(
-            self.layer_losses(predictions.decoder, matched, targets, num_boxes)
-        )
+        decoder, matched = self.matched_losses(predictions.decoder, targets, num_boxes)
         losses = {f"loss_{name}": layers[-1] for name, layers in decoder.items()}
         losses |= {f"loss_{name}_aux": layers[:-1].sum() for name, layers in decoder.items()}
         if predictions.encoder is not None:
@@ -110,12 +107,13 @@ class SetCriterion(nn.Module):
         self, proposals: LayerPredictions, targets: Targets, num_boxes: Tensor
     ) -> dict[str, Tensor]:
         """Weighted losses (1,) by name of what the proposal stage predicts."""
-        return self.matched_losses(
+        losses, _ = self.matched_losses(
             proposals,
             self.proposal_targets(targets),
             num_boxes,
             class_loss=self.proposal_class_loss,
         )
+        return losses
 
     def matched_losses(
         self,
@@ -124,12 +122,11 @@ class SetCriterion(nn.Module):
         num_boxes: Tensor,
         *,
         class_loss: ClassLoss | None = None,
-    ) -> dict[str, Tensor]:
-        """Assign, then weighted losses (N,) by name."""
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Assign, then weighted losses (N,) by name, and the slots (N, B, Q) assigned."""
         matched = self.assigner.assign(layers, targets)
-        return self.weights.weigh(
-            self.layer_losses(layers, matched, targets, num_boxes, class_loss=class_loss)
-        )
+        losses = self.layer_losses(layers, matched, targets, num_boxes, class_loss=class_loss)
+        return self.weights.weigh(losses), matched
 
     def count_boxes(self, targets: Targets) -> Tensor:
         """The mean number of boxes a process, at least 1: what the sums are divided by."""

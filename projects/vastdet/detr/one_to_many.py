@@ -157,8 +157,8 @@ class OneToManyCriterion(ObjectnessCriterion):
         num_boxes: Tensor,
         *,
         class_loss: ClassLoss | None = None,
-    ) -> dict[str, Tensor]:
-        """Pair the queries of the decoder, then weighted losses (N,) by name."""
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Pair the queries of the decoder, then weighted losses, and one slot of each query."""
         pairs = self.assigner.pairs(layers, targets)
         return self.pair_losses(pairs, layers, targets, num_boxes, class_loss=class_loss)
 
@@ -167,13 +167,14 @@ class OneToManyCriterion(ObjectnessCriterion):
     ) -> dict[str, Tensor]:
         """Pair the tokens, then weighted losses (1,) by name."""
         pairs = self.proposal_assigner.pairs(proposals, targets)
-        return self.pair_losses(
+        losses, _ = self.pair_losses(
             pairs,
             proposals,
             self.proposal_targets(targets),
             num_boxes,
             class_loss=self.proposal_class_loss,
         )
+        return losses
 
     def pair_losses(
         self,
@@ -183,12 +184,12 @@ class OneToManyCriterion(ObjectnessCriterion):
         num_boxes: Tensor,
         *,
         class_loss: ClassLoss | None,
-    ) -> dict[str, Tensor]:
-        """Weighted losses (N,) by name."""
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Weighted losses (N,) by name, and the slots (N, B, Q) of the class loss."""
         num_layers, _, num_queries, _ = layers.logits.shape
         matched = pairs.slot_of_each(num_queries).expand(num_layers, -1, -1)
         of_pairs = self.layer_losses(
             pairs.of(layers), pairs.slots.expand(num_layers, -1, -1), targets, num_boxes
         )
         of_queries = self.layer_losses(layers, matched, targets, num_boxes, class_loss=class_loss)
-        return self.weights.weigh({**of_pairs, "class": of_queries["class"]})
+        return self.weights.weigh({**of_pairs, "class": of_queries["class"]}), matched
