@@ -8,15 +8,20 @@ import math
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 from tests.models.rt_detr_reference import NUM_CLASSES, our_model, transformers_model
+from tests.models.test_architectures import set_prediction
 from torch import Tensor, nn
 
+from vastdet.detr.export import DetectionNetwork, example_images, export_program
 from vastdet.detr.query_position import BoxMLP
 from vastdet.detr.refinement import IterativeRefinement
 from vastdet.detr.structures import Targets
+from vastdet.layers.fusion import NORMS, fused
 from vastdet.layers.ms_deform_attn import MultiScaleDeformableAttention
 from vastdet.model_zoo.rt_detr_models import rt_detr_transformers_converter
 from vastdet.models.rt_detr.discrete_attention import DiscreteCrossAttention
+from vastdet.models.rt_detr.hybrid_encoder import RepBlock
 from vastdet.models.rt_detr.rt_detr import build_decoder_layer
 
 SIZE = (128, 192)
@@ -202,3 +207,33 @@ def test_positions_are_an_mlp_over_the_box() -> None:
     for content in (torch.zeros(2, 3, 8), torch.ones(2, 3, 8)):
         found = position(boxes, content, 0, memory=None)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_a_fused_detector_detects_the_same(cfg: CfgNode) -> None:
+    torch.manual_seed(0)
+    ours = our_model(cfg, transformers_model(1), 1)
+    one, pixels = fused(ours), images(2)
+    assert not [m for m in one.modules() if type(m).__name__ in NORMS]
+    assert not [m for m in one.modules() if isinstance(m, RepBlock)]
+    with torch.no_grad():
+        expected = ours.predict_padded(list(pixels)).decoder
+        found = one.predict_padded(list(pixels)).decoder
+    # Measured: logits 1.0e-6, boxes 3.4e-6.
+    assert largest(found.logits, expected.logits) < 1e-4
+    assert largest(found.boxes, expected.boxes) < 1e-5
+
+
+def test_the_network_can_be_exported_and_compiled_whole(cfg: CfgNode) -> None:
+    set_prediction(cfg, "RTDETR", cfg.MODEL.RT_DETR)
+    node = cfg.MODEL.RT_DETR
+    node.ENCODER_DIM, node.ENCODER_FEEDFORWARD_DIM, node.NUM_DECODER_LAYERS = 32, 64, 1
+    torch.manual_seed(0)
+    network = DetectionNetwork(fused(build_model(cfg)))
+    pixels = example_images(network.model, (64, 96))
+    with torch.no_grad():
+        expected = network(pixels)
+        exported = export_program(network.model, (64, 96)).module()(pixels)
+        compiled = torch.compile(network, fullgraph=True, backend="aot_eager")(pixels)
+    for found in (exported, compiled):
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-5)

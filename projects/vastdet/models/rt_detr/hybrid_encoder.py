@@ -77,6 +77,15 @@ class RepBlock(nn.Module):
         """(B, C, H, W) to the same shape."""
         return F.silu(self.conv3(level) + self.conv1(level))
 
+    def fused(self) -> nn.Module:
+        """One 3x3 convolution with its SiLU, which does the same at inference."""
+        conv, point = self.conv3.fused(), self.conv1.fused()
+        assert conv.bias is not None
+        assert point.bias is not None
+        conv.weight += F.pad(point.weight, (1, 1, 1, 1))
+        conv.bias += point.bias
+        return nn.Sequential(conv, nn.SiLU())
+
 
 class FusionBlock(nn.Module):
     """Fuses two maps of one size: three RepVGG blocks beside a 1x1 convolution (Fig. 4)."""
