@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vastdet.detr.anchors import anchor_transformer
+from vastdet.detr.anchors import anchor_parts
 from vastdet.detr.conditional import (
     ConditionalCrossAttention,
     ConditionalSelfAttention,
@@ -17,7 +17,6 @@ from vastdet.detr.conditional import (
     SpatialQuery,
 )
 from vastdet.detr.query_position import box_sine_features
-from vastdet.detr.query_source import LearnedAnchors
 from vastdet.detr.tokens import Tokens, flatten_maps
 
 WIDTH, HEADS = 16, 4
@@ -110,7 +109,7 @@ def test_twice_the_width_halves_the_features_of_x_only() -> None:
 
 
 def test_positions_of_the_memory_come_back_unscaled() -> None:
-    transformer = anchor_transformer(
+    encoder = anchor_parts(
         num_classes=3,
         num_encoder_layers=2,
         num_decoder_layers=1,
@@ -119,13 +118,12 @@ def test_positions_of_the_memory_come_back_unscaled() -> None:
         feedforward_dim=8,
         dropout=0.0,
         temperature=20.0,
-        query_source=LearnedAnchors(WIDTH, 5),
-    )
+    )["encoder"]
     tokens = memory()
-    encoded = transformer.encoder(tokens)
+    encoded = encoder(tokens)
     assert encoded.positions is tokens.positions
-    first = transformer.encoder.layers[0]
-    scaled = tokens.positions * transformer.encoder.position_scale(tokens.values)
+    first = encoder.layers[0]
+    scaled = tokens.positions * encoder.position_scale(tokens.values)
     expected = first(replace(tokens, positions=scaled), tokens.cell_references())
-    transformer.encoder.layers = transformer.encoder.layers[:1]
-    assert torch.equal(transformer.encoder(tokens).values, expected.values)
+    encoder.layers = encoder.layers[:1]
+    assert torch.equal(encoder(tokens).values, expected.values)

@@ -11,6 +11,7 @@ from vastdet.detr.query_source import (
     LearnedCenters,
     MixedProposedBoxes,
     MixedQueries,
+    PatternAnchors,
     SelectedQueries,
 )
 from vastdet.detr.tokens import Tokens, flatten_maps
@@ -64,6 +65,21 @@ def test_centres_follow_from_learned_positions() -> None:
     expected = source.ref_point_head(source.embedding.weight).sigmoid()
     torch.testing.assert_close(queries.boxes, expected.expand(2, 5, 2))
     assert queries.boxes.requires_grad
+
+
+def test_each_box_has_every_pattern() -> None:
+    torch.manual_seed(0)
+    source = PatternAnchors(32, 5, 3)
+    queries, proposals = source(tokens())
+    assert proposals is None
+    for pattern in range(3):
+        for box in range(5):
+            query = 5 * pattern + box
+            assert torch.equal(queries.content[1, query], source.patterns.weight[pattern])
+            torch.testing.assert_close(
+                queries.boxes[1, query], source.box_logits.weight[box].sigmoid()
+            )
+    assert queries.content.shape[1] == queries.boxes.shape[1] == 15
 
 
 def test_anchors_are_learned_boxes() -> None:

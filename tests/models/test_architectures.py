@@ -166,6 +166,12 @@ def dab_detr(cfg: CfgNode) -> None:
     set_prediction(cfg, "DABDETR", cfg.MODEL.DAB_DETR)
 
 
+def dn_detr(cfg: CfgNode, num_patterns: int) -> None:
+    set_prediction(cfg, "DNDETR", cfg.MODEL.DN_DETR)
+    cfg.MODEL.DN_DETR.DENOISING.NUM_GROUPS = 2
+    cfg.MODEL.DN_DETR.NUM_PATTERNS = num_patterns
+
+
 def cascade_rcnn(cfg: CfgNode) -> None:
     faster_rcnn_fpn(cfg)
     cfg.MODEL.ROI_HEADS.NAME = "CascadeROIHeads"
@@ -257,6 +263,15 @@ ARCHITECTURES = [
     ),
     Architecture(
         "DAB-DETR", dab_detr, padding_invariant=True, learning_rate=0.005, idle=EMPTY_CONTENTS
+    ),
+    *(
+        Architecture(
+            name,
+            partial(dn_detr, num_patterns=num_patterns),
+            padding_invariant=True,
+            learning_rate=0.005,
+        )
+        for name, num_patterns in (("DN-DETR", 0), ("DN-DETR with patterns", 3))
     ),
     Architecture("Faster R-CNN FPN", faster_rcnn_fpn),
     # Batch norm of two images makes its first steps rough.

@@ -5,7 +5,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from tests.models.transformers_reference import (
-    COMMON_RENAMES,
+    DAB_RENAMES,
     SIZES,
     OurHalf,
     labelled,
@@ -20,28 +20,16 @@ from torch import nn
 
 from vastdet.models.dab_detr.dab_detr import build_criterion, build_transformer
 
-RENAMES = (
-    (r"^model\.query_refpoint_embeddings", "transformer.query_source.box_logits"),
-    (r"^model\.encoder\.query_scale", "transformer.encoder.position_scale"),
-    (r"^model\.decoder\.ref_point_head", "transformer.decoder.query_position.ref_point_head"),
-    (r"^model\.decoder\.ref_anchor_head", "transformer.decoder.spatial_query.size_head"),
-    (r"^class_embed", "transformer.decoder.class_heads.0"),
-    # A block of theirs holds attention and norm, and names both after itself.
-    (r"\.(self|cross)_attn\.\1_attn_layer_norm", r".\1_attn_norm"),
-    (r"\.(self|cross)_attn\.\1_attn[._]", r".\1_attn."),
-    (r"query_pos_sine_proj", "query_spatial"),
-    (r"(query|key)_content_proj", r"\1_content"),
-    (r"(query|key)_pos_proj", r"\1_position"),
-    (r"value_proj", "value"),
-    (r"output_proj", "out_proj"),
-    *COMMON_RENAMES,
-)
 
-
-@pytest.fixture(scope="module")
-def theirs() -> nn.Module:
+@pytest.fixture(scope="module", params=[0, 2], ids=["no patterns", "two patterns"])
+def theirs(request: pytest.FixtureRequest) -> nn.Module:
     transformers = pytest.importorskip("transformers")
-    config = small_config(transformers.DabDetrConfig, "hidden_size", auxiliary_loss=True)
+    config = small_config(
+        transformers.DabDetrConfig,
+        "hidden_size",
+        auxiliary_loss=True,
+        num_patterns=request.param,
+    )
     model = transformers.DabDetrForObjectDetection(config).eval()
     randomise(model)
     return model
@@ -50,10 +38,10 @@ def theirs() -> nn.Module:
 @pytest.fixture
 def ours(cfg: CfgNode, theirs: nn.Module) -> OurHalf:
     node = cfg.MODEL.DAB_DETR
-    node.merge_from_other_cfg(CfgNode(SIZES))
+    node.merge_from_other_cfg(CfgNode({**SIZES, "NUM_PATTERNS": theirs.config.num_patterns}))
     model = OurHalf(build_transformer(node))
     # Their decoder knows the box head a second time, under the same memory.
-    model.load_state_dict(without_backbone(theirs.state_dict(), RENAMES))
+    model.load_state_dict(without_backbone(theirs.state_dict(), DAB_RENAMES))
     return model
 
 
@@ -78,7 +66,9 @@ def test_outputs_losses_and_gradients_equal_transformers(
     sum(losses.values()).backward()
     theirs.zero_grad()
     sum(expected.values()).backward()
-    their_gradients = without_backbone({k: p.grad for k, p in theirs.named_parameters()}, RENAMES)
+    their_gradients = without_backbone(
+        {k: p.grad for k, p in theirs.named_parameters()}, DAB_RENAMES
+    )
     for name, parameter in ours.named_parameters():
         scale = max(float(their_gradients[name].abs().max()), 0.1)
         assert largest_difference(parameter.grad, their_gradients[name]) < 1e-4 * scale, name

@@ -38,6 +38,24 @@ COMMON_RENAMES = (
     (r"(\.mlp)?\.final_layer_norm", ".ffn_norm"),
     (r"self_attn_layer_norm", "self_attn_norm"),
 )
+# What DAB-DETR names in a way of its own, then the above.
+DAB_RENAMES = (
+    (r"^model\.query_refpoint_embeddings", "transformer.query_source.box_logits"),
+    (r"^model\.patterns", "transformer.query_source.patterns"),
+    (r"^model\.encoder\.query_scale", "transformer.encoder.position_scale"),
+    (r"^model\.decoder\.ref_point_head", "transformer.decoder.query_position.ref_point_head"),
+    (r"^model\.decoder\.ref_anchor_head", "transformer.decoder.spatial_query.size_head"),
+    (r"^class_embed", "transformer.decoder.class_heads.0"),
+    # A block of theirs holds attention and norm, and names both after itself.
+    (r"\.(self|cross)_attn\.\1_attn_layer_norm", r".\1_attn_norm"),
+    (r"\.(self|cross)_attn\.\1_attn[._]", r".\1_attn."),
+    (r"query_pos_sine_proj", "query_spatial"),
+    (r"(query|key)_content_proj", r"\1_content"),
+    (r"(query|key)_pos_proj", r"\1_position"),
+    (r"value_proj", "value"),
+    (r"output_proj", "out_proj"),
+    *COMMON_RENAMES,
+)
 
 
 def small_config(config_class: type, width_name: str, **extra: Any) -> Any:
@@ -73,7 +91,11 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             if tensor.dim() > 1:
-                spread = 1.0 if "embeddings" in name else 1.2 * tensor[0].numel() ** -0.5
+                spread = (
+                    1.0
+                    if "embeddings" in name or "patterns" in name
+                    else 1.2 * tensor[0].numel() ** -0.5
+                )
                 tensor.normal_(0.0, spread, generator=generator)
             elif "norm" in name and name.endswith("weight"):
                 tensor.uniform_(0.8, 1.2, generator=generator)

@@ -12,8 +12,9 @@ from vastdet.detr.dense import dense_encoder_layers
 from vastdet.detr.encoder import PositionScalingEncoder
 from vastdet.detr.heads import box_head, class_head
 from vastdet.detr.query_position import AnchorPosition
+from vastdet.detr.query_source import LearnedAnchors, PatternAnchors
 from vastdet.detr.refinement import LookForwardTwice
-from vastdet.detr.transformer import MapsToTokens, SetTransformer
+from vastdet.detr.transformer import MapsToTokens
 from vastdet.layers.positions import SinePositionEncoding
 
 # Bounds the logits of boxes, and is added to the divisors of GIoU, in the authors' code.
@@ -21,7 +22,7 @@ LOGIT_EPS = 1e-3
 GIOU_EPS = 1e-6
 
 
-def anchor_transformer(
+def anchor_parts(
     *,
     num_classes: int,
     num_encoder_layers: int,
@@ -31,13 +32,12 @@ def anchor_transformer(
     feedforward_dim: int,
     dropout: float,
     temperature: float,
-    query_source: nn.Module,
-    denoising: nn.Module | None = None,
-) -> SetTransformer:
-    """Dense attention with PReLU in the feed-forward blocks; all layers share the heads.
+) -> dict[str, nn.Module]:
+    """What a `SetTransformer` needs beside a source of queries with boxes.
 
-    The authors' code lets the loss of a layer reach the deltas of the layer before: what DINO calls
-    look forward twice.
+    Dense attention with PReLU in the feed-forward blocks; all layers share the heads. The authors'
+    code lets the loss of a layer reach the deltas of the layer before: what DINO calls look forward
+    twice.
 
     Args:
         num_classes: K.
@@ -48,8 +48,6 @@ def anchor_transformer(
         feedforward_dim: channels inside of the feed-forward blocks.
         dropout: everywhere.
         temperature: of the position encoding of the cells.
-        query_source: gives queries with boxes.
-        denoising: see `SetTransformer`.
     """
     attention = {
         "embed_dim": embed_dim,
@@ -58,14 +56,12 @@ def anchor_transformer(
         "dropout": dropout,
         "activation": nn.PReLU,
     }
-    return SetTransformer(
-        to_tokens=MapsToTokens(SinePositionEncoding(embed_dim, temperature=temperature)),
-        encoder=PositionScalingEncoder(
+    return {
+        "to_tokens": MapsToTokens(SinePositionEncoding(embed_dim, temperature=temperature)),
+        "encoder": PositionScalingEncoder(
             dense_encoder_layers(num_encoder_layers, **attention), embed_dim=embed_dim
         ),
-        query_source=query_source,
-        denoising=denoising,
-        decoder=ConditionalDecoder(
+        "decoder": ConditionalDecoder(
             conditional_decoder_layers(num_decoder_layers, **attention),
             spatial_query=SizedSpatialQuery(embed_dim),
             query_position=AnchorPosition(embed_dim),
@@ -74,4 +70,11 @@ def anchor_transformer(
             box_heads=[box_head(embed_dim)],
             norm=nn.LayerNorm(embed_dim),
         ),
-    )
+    }
+
+
+def anchor_source(embed_dim: int, num_queries: int, num_patterns: int) -> LearnedAnchors:
+    """Learned boxes, each with `num_patterns` learned contents; 0 for one of zeros."""
+    if num_patterns:
+        return PatternAnchors(embed_dim, num_queries, num_patterns)
+    return LearnedAnchors(embed_dim, num_queries)

@@ -72,6 +72,26 @@ class LearnedAnchors(nn.Module):
         return Queries(content, boxes), None
 
 
+class PatternAnchors(LearnedAnchors):
+    """Each box as often as there are patterns, with each of them as content (Wang et al. 2022).
+
+    Queries are ordered by pattern, then by box. The idea is Anchor DETR's, section 4.1.
+    """
+
+    def __init__(self, embed_dim: int, num_boxes: int, num_patterns: int) -> None:
+        """Q is `num_boxes` times `num_patterns`; `embed_dim` is C."""
+        super().__init__(embed_dim, num_boxes)
+        self.patterns = nn.Embedding(num_patterns, embed_dim)
+
+    def forward(self, memory: Tokens) -> tuple[Queries, LayerPredictions | None]:
+        """The same queries for every image, and no proposals."""
+        queries, proposals = super().forward(memory)
+        num_images, num_boxes, _ = queries.boxes.shape
+        content = self.patterns.weight.repeat_interleave(num_boxes, dim=0)
+        boxes = queries.boxes.repeat(1, self.patterns.num_embeddings, 1)
+        return Queries(content.expand(num_images, -1, -1), boxes), proposals
+
+
 class AnchorsWithContent(LearnedAnchors):
     """As above, with learned contents (DAB-Deformable-DETR, in the code of Liu et al. 2022)."""
 

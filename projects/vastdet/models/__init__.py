@@ -12,6 +12,7 @@ from vastdet.models.deformable_detr import add_deformable_detr_config
 from vastdet.models.deta import add_deta_config
 from vastdet.models.detr import add_detr_config
 from vastdet.models.dino import add_dino_config
+from vastdet.models.dn_detr import add_dn_detr_config
 from vastdet.models.fcos import add_fcos_config
 from vastdet.models.h_deformable_detr import add_h_deformable_detr_config
 from vastdet.models.rank_detr import add_rank_detr_config
@@ -30,6 +31,7 @@ ARCHITECTURE_CONFIGS: tuple[Callable[[CfgNode], None], ...] = (
     add_rt_detr_config,
     add_conditional_detr_config,
     add_dab_detr_config,
+    add_dn_detr_config,
     add_h_deformable_detr_config,
     add_rank_detr_config,
     add_dab_deformable_detr_config,

@@ -18,6 +18,9 @@ def add_dab_detr_config(cfg: CfgNode) -> None:
     node.NUM_DECODER_LAYERS = 6
     node.DROPOUT = 0.0
     node.NUM_QUERIES = 300
+    # Learned contents that each box is paired with, so that there are as many times more queries;
+    # 0 for one of zeros.
+    node.NUM_PATTERNS = 0
     # Of the position encoding of the cells.
     node.POSITION_TEMPERATURE = 20.0
 

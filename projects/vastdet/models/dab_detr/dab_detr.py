@@ -6,10 +6,9 @@ from typing import Any
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 
-from vastdet.detr.anchors import GIOU_EPS, anchor_transformer
+from vastdet.detr.anchors import GIOU_EPS, anchor_parts, anchor_source
 from vastdet.detr.criterion import LossWeights, SetCriterion, focal_criterion
 from vastdet.detr.neck import MapProjection
-from vastdet.detr.query_source import LearnedAnchors
 from vastdet.detr.set_detector import SetDetector
 from vastdet.detr.transformer import SetTransformer
 
@@ -44,16 +43,18 @@ class DABDETR(SetDetector):
 
 def build_transformer(node: CfgNode) -> SetTransformer:
     """Encoder, learned boxes and decoder of `MODEL.DAB_DETR`."""
-    return anchor_transformer(
-        num_classes=node.NUM_CLASSES,
-        num_encoder_layers=node.NUM_ENCODER_LAYERS,
-        num_decoder_layers=node.NUM_DECODER_LAYERS,
-        embed_dim=node.EMBED_DIM,
-        num_heads=node.NUM_HEADS,
-        feedforward_dim=node.FEEDFORWARD_DIM,
-        dropout=node.DROPOUT,
-        temperature=node.POSITION_TEMPERATURE,
-        query_source=LearnedAnchors(node.EMBED_DIM, node.NUM_QUERIES),
+    return SetTransformer(
+        query_source=anchor_source(node.EMBED_DIM, node.NUM_QUERIES, node.NUM_PATTERNS),
+        **anchor_parts(
+            num_classes=node.NUM_CLASSES,
+            num_encoder_layers=node.NUM_ENCODER_LAYERS,
+            num_decoder_layers=node.NUM_DECODER_LAYERS,
+            embed_dim=node.EMBED_DIM,
+            num_heads=node.NUM_HEADS,
+            feedforward_dim=node.FEEDFORWARD_DIM,
+            dropout=node.DROPOUT,
+            temperature=node.POSITION_TEMPERATURE,
+        ),
     )
 
 
