@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conditional DETR and DAB-DETR under the authors' names: those of DN-DETR, less a few.
+"""Conditional DETR, DAB-DETR and DN-DETR under the authors' names: those of DN-DETR, less a few.
 
 DN-DETR adds denoising to DAB-DETR, which adds boxes to Conditional DETR.
 """
@@ -13,7 +13,11 @@ from detectron2.modeling import build_model
 from torch import Tensor
 
 from vastdet.model_zoo import get_config
-from vastdet.model_zoo.conditional_models import conditional_detr_converter, dab_detr_converter
+from vastdet.model_zoo.conditional_models import (
+    conditional_detr_converter,
+    dab_detr_converter,
+    dn_detr_converter,
+)
 from vastdet.model_zoo.key_map import Converter
 
 LINE = re.compile(r"^(\S+) \(([\d, ]*)\) float32")
@@ -60,6 +64,12 @@ def without(
     kept = {name: shape for name, shape in shapes.items() if not re.search(pattern, name)}
     assert len(shapes) - len(kept) == count
     return kept
+
+
+def test_every_tensor_of_dn_detr_has_its_place(dn_detr: dict[str, tuple[int, ...]]) -> None:
+    assert_complete(dn_detr_converter(), dn_detr, "DN_DETR")
+    patterns = {"transformer.patterns.weight": (3, 256)}
+    assert_complete(dn_detr_converter("R_50_DC5_3pat"), dn_detr | patterns, "DN_DETR")
 
 
 def test_every_tensor_of_dab_detr_has_its_place(dn_detr: dict[str, tuple[int, ...]]) -> None:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conditional DETR and DAB-DETR under the names of the authors.
+"""Conditional DETR, DAB-DETR and DN-DETR under the names of the authors.
 
-Atten4Vis/ConditionalDETR, IDEA-Research/DAB-DETR.
+Atten4Vis/ConditionalDETR, IDEA-Research/DAB-DETR, IDEA-Research/DN-DETR.
 """
+
+from functools import partial
 
 from vastdet.model_zoo.deformable_models import NUM_BOX_LAYERS, mlp_pairs
 from vastdet.model_zoo.dense_models import DECODER_PARTS, ENCODER_PARTS, attention_pairs
@@ -61,15 +63,19 @@ def conditional_detr_transformer_pairs(num_encoder: int, num_decoder: int) -> li
     ]
 
 
-def dab_detr_transformer_pairs(num_encoder: int, num_decoder: int) -> list[Pair]:
+def dab_detr_transformer_pairs(
+    num_encoder: int, num_decoder: int, *, has_patterns: bool = False
+) -> list[Pair]:
     """All but the backbone of DAB-DETR, whose decoder knows the box head a second time."""
-    decoder = "transformer.decoder"
+    decoder, source = "transformer.decoder", "transformer.query_source"
     layers = [("encoder", i) for i in range(num_encoder)]
     layers += [("decoder", i) for i in range(num_decoder)]
     activations = [f"transformer.{stack}.layers.{i}" for stack, i in layers]
     boxes = mlp_pairs("bbox_embed", f"{decoder}.box_heads.0", NUM_BOX_LAYERS)
+    patterns = [Pair("transformer.patterns.weight", f"{source}.patterns.weight")]
     return [
-        Pair("refpoint_embed.weight", "transformer.query_source.box_logits.weight"),
+        Pair("refpoint_embed.weight", f"{source}.box_logits.weight"),
+        *(patterns if has_patterns else []),
         *conditional_stack_pairs(num_encoder, num_decoder),
         *(Pair(f"{x}.activation.weight", f"{x}.ffn.activation.weight") for x in activations),
         *mlp_pairs("transformer.encoder.query_scale", "transformer.encoder.position_scale", 2),
@@ -79,25 +85,64 @@ def dab_detr_transformer_pairs(num_encoder: int, num_decoder: int) -> list[Pair]
     ]
 
 
-def conditional_detr_converter(depth: int = 50) -> Converter:
-    """Atten4Vis/ConditionalDETR with a ResNet."""
+def conditional_detr_converter(backbone: str = "R_50") -> Converter:
+    """Atten4Vis/ConditionalDETR; `backbone` is R_50 or R_101, with _DC5 the dilated one."""
     return Converter(
-        name=f"Conditional DETR ResNet-{depth} (Atten4Vis/ConditionalDETR)",
-        config=f"ConditionalDETR/conditional_detr_R_{depth}_50ep.yaml",
+        name=f"Conditional DETR {backbone} (Atten4Vis/ConditionalDETR)",
+        config=f"ConditionalDETR/conditional_detr_{backbone}_50ep.yaml",
+        pairs=(*backbone_pairs(backbone), *conditional_detr_transformer_pairs(6, 6)),
+    )
+
+
+def dab_detr_converter(variant: str = "R_50") -> Converter:
+    """IDEA-Research/DAB-DETR's dab_detr; `variant` is that of our config's name."""
+    has_patterns = variant.endswith("_3pat")
+    return Converter(
+        name=f"DAB-DETR {variant} (IDEA-Research/DAB-DETR)",
+        config=f"DABDETR/dab_detr_{variant}_50ep.yaml",
         pairs=(
-            *resnet_pairs(depth, "backbone.0.body.", "backbone."),
-            *conditional_detr_transformer_pairs(6, 6),
+            *backbone_pairs(variant),
+            *dab_detr_transformer_pairs(6, 6, has_patterns=has_patterns),
         ),
     )
 
 
-def dab_detr_converter() -> Converter:
-    """IDEA-Research/DAB-DETR's dab_detr with a ResNet-50."""
+def dn_detr_converter(variant: str = "R_50") -> Converter:
+    """IDEA-Research/DN-DETR's dn_dab_detr; `variant` is that of our config's name.
+
+    The authors released models with patterns of 12 epochs, those without of 50.
+    """
+    has_patterns = variant.endswith("_3pat")
     return Converter(
-        name="DAB-DETR ResNet-50 (IDEA-Research/DAB-DETR)",
-        config="DABDETR/dab_detr_R_50_50ep.yaml",
+        name=f"DN-DETR {variant} (IDEA-Research/DN-DETR)",
+        config=f"DNDETR/dn_detr_{variant}_{12 if has_patterns else 50}ep.yaml",
         pairs=(
-            *resnet_pairs(50, "backbone.0.body.", "backbone."),
-            *dab_detr_transformer_pairs(6, 6),
+            *backbone_pairs(variant),
+            *dab_detr_transformer_pairs(6, 6, has_patterns=has_patterns),
+            Pair(
+                "label_enc.weight",
+                "transformer.denoising.label_embedding.weight",
+                classes=ClassRows(after=1),
+            ),
         ),
     )
+
+
+def backbone_pairs(variant: str) -> list[Pair]:
+    """The ResNet of a variant whose name starts with R_ and its depth."""
+    return list(resnet_pairs(int(variant.split("_")[1]), "backbone.0.body.", "backbone."))
+
+
+CONVERTERS = {
+    f"{name}_{variant}": partial(make, variant)
+    for name, make, variants in (
+        (
+            "conditional_detr",
+            conditional_detr_converter,
+            ("R_50", "R_101", "R_50_DC5", "R_101_DC5"),
+        ),
+        ("dab_detr", dab_detr_converter, ("R_50", "R_50_3pat", "R_50_DC5", "R_50_DC5_3pat")),
+        ("dn_detr", dn_detr_converter, ("R_50", "R_50_DC5", "R_50_DC5_3pat", "R_101_DC5_3pat")),
+    )
+    for variant in variants
+}

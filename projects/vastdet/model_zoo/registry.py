@@ -43,9 +43,7 @@ from vastdet.model_zoo.transformers_models import (
 )
 
 CONVERTERS: dict[str, Callable[[], Converter]] = {
-    "conditional_detr_R_50": conditional_models.conditional_detr_converter,
-    "conditional_detr_R_101": partial(conditional_models.conditional_detr_converter, 101),
-    "dab_detr_R_50": conditional_models.dab_detr_converter,
+    **conditional_models.CONVERTERS,
     "conditional_detr_R_50_transformers": conditional_detr_transformers_converter,
     "dab_detr_R_50_transformers": dab_detr_transformers_converter,
     "detr_R_50_transformers": detr_transformers_converter,
