@@ -9,9 +9,10 @@ from functools import partial
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
+from vastdet.detr.build import attention_settings, deformable_parts
 from vastdet.detr.criterion import LossWeights, SetCriterion
 from vastdet.detr.decoder import Decoder
 from vastdet.detr.deformable import deformable_decoder_layer, deformable_encoder
@@ -19,7 +20,6 @@ from vastdet.detr.dn_denoising import DNDenoising
 from vastdet.detr.heads import box_head, class_head, per_layer, start_small
 from vastdet.detr.losses import FocalLoss
 from vastdet.detr.matcher import HungarianMatcher, focal_cost
-from vastdet.detr.neck import ChannelMapper
 from vastdet.detr.query_position import ScaledBoxPosition
 from vastdet.detr.query_source import AnchorsWithContent
 from vastdet.detr.refinement import IterativeRefinement
@@ -45,36 +45,17 @@ class DABDeformableDETR(SetDetector):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Build the parts from `MODEL.DAB_DEFORMABLE_DETR`."""
         node = cfg.MODEL.DAB_DEFORMABLE_DETR
-        backbone = build_backbone(cfg)
-        neck = ChannelMapper(
-            backbone.output_shape(),
-            node.IN_FEATURES,
-            embed_dim=node.EMBED_DIM,
-            num_levels=node.NUM_LEVELS,
-        )
         return {
-            "backbone": backbone,
-            "neck": neck,
+            **deformable_parts(cfg, node),
             "transformer": build_transformer(node),
             "criterion": build_criterion(node),
-            "num_classes": node.NUM_CLASSES,
-            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
 
 def build_transformer(node: CfgNode) -> SetTransformer:
     """Encoder, learned boxes, denoising and decoder of `MODEL.DAB_DEFORMABLE_DETR`."""
     width = node.EMBED_DIM
-    attention = {
-        "embed_dim": width,
-        "num_heads": node.NUM_HEADS,
-        "num_levels": node.NUM_LEVELS,
-        "num_points": node.NUM_POINTS,
-        "feedforward_dim": node.FEEDFORWARD_DIM,
-        "dropout": node.DROPOUT,
-    }
+    attention = attention_settings(node)
     denoising = build_denoising(node)
     return SetTransformer(
         to_tokens=LevelsToTokens(

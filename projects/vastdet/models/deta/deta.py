@@ -5,17 +5,17 @@ from functools import partial
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.matcher import Matcher
 from torch import nn
 
+from vastdet.detr.build import attention_settings, deformable_parts
 from vastdet.detr.criterion import LossWeights
 from vastdet.detr.decoder import Decoder
 from vastdet.detr.deformable import deformable_decoder_layer, deformable_encoder
 from vastdet.detr.detections import pairs_after_nms
 from vastdet.detr.heads import box_head, class_head, per_layer
 from vastdet.detr.losses import FocalLoss
-from vastdet.detr.neck import ChannelMapper
 from vastdet.detr.one_to_many import OneToManyCriterion, OverlapAssigner
 from vastdet.detr.refinement import IterativeRefinement
 from vastdet.detr.set_detector import SetDetector
@@ -39,37 +39,18 @@ class DETA(SetDetector):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Build the parts from `MODEL.DETA`."""
         node = cfg.MODEL.DETA
-        backbone = build_backbone(cfg)
-        neck = ChannelMapper(
-            backbone.output_shape(),
-            node.IN_FEATURES,
-            embed_dim=node.EMBED_DIM,
-            num_levels=node.NUM_LEVELS,
-        )
         return {
-            "backbone": backbone,
-            "neck": neck,
+            **deformable_parts(cfg, node),
             "transformer": build_transformer(node),
             "criterion": build_criterion(node),
             "select_detections": partial(pairs_after_nms, nms_threshold=node.NMS_THRESH_TEST),
-            "num_classes": node.NUM_CLASSES,
-            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
 
 def build_transformer(node: CfgNode) -> SetTransformer:
     """Encoder, query source and decoder of `MODEL.DETA`."""
     width, num_layers = node.EMBED_DIM, node.NUM_DECODER_LAYERS
-    attention = {
-        "embed_dim": width,
-        "num_heads": node.NUM_HEADS,
-        "num_levels": node.NUM_LEVELS,
-        "num_points": node.NUM_POINTS,
-        "feedforward_dim": node.FEEDFORWARD_DIM,
-        "dropout": node.DROPOUT,
-    }
+    attention = attention_settings(node)
     new_class_head = partial(class_head, width, node.NUM_CLASSES)
     new_box_head = partial(box_head, width)
     selection = BalancedSelection(

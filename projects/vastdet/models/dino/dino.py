@@ -5,9 +5,10 @@ from functools import partial
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
+from vastdet.detr.build import attention_settings, deformable_parts
 from vastdet.detr.criterion import LossWeights, SetCriterion
 from vastdet.detr.decoder import Decoder
 from vastdet.detr.deformable import deformable_decoder_layer, deformable_encoder
@@ -15,7 +16,6 @@ from vastdet.detr.denoising import ContrastiveDenoising
 from vastdet.detr.heads import box_head, class_head, per_layer
 from vastdet.detr.losses import FocalLoss
 from vastdet.detr.matcher import HungarianMatcher
-from vastdet.detr.neck import ChannelMapper
 from vastdet.detr.query_position import BoxPosition
 from vastdet.detr.query_selection import TokenSelection
 from vastdet.detr.query_source import MixedQueries
@@ -42,35 +42,17 @@ class DINO(SetDetector):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Build the parts from `MODEL.DINO`."""
         node = cfg.MODEL.DINO
-        backbone = build_backbone(cfg)
         return {
-            "backbone": backbone,
-            "neck": ChannelMapper(
-                backbone.output_shape(),
-                node.IN_FEATURES,
-                embed_dim=node.EMBED_DIM,
-                num_levels=node.NUM_LEVELS,
-            ),
+            **deformable_parts(cfg, node),
             "transformer": build_transformer(node),
             "criterion": build_criterion(node),
-            "num_classes": node.NUM_CLASSES,
-            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
 
 def build_transformer(node: CfgNode) -> SetTransformer:
     """Encoder, query selection, denoising and decoder of `MODEL.DINO`."""
     width, num_layers = node.EMBED_DIM, node.NUM_DECODER_LAYERS
-    attention = {
-        "embed_dim": width,
-        "num_heads": node.NUM_HEADS,
-        "num_levels": node.NUM_LEVELS,
-        "num_points": node.NUM_POINTS,
-        "feedforward_dim": node.FEEDFORWARD_DIM,
-        "dropout": node.DROPOUT,
-    }
+    attention = attention_settings(node)
     new_class_head = partial(class_head, width, node.NUM_CLASSES)
     new_box_head = partial(box_head, width)
     denoising = None

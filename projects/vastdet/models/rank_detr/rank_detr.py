@@ -5,16 +5,16 @@ from functools import partial
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
+from vastdet.detr.build import attention_settings, deformable_parts
 from vastdet.detr.criterion import LossWeights, ObjectnessCriterion
 from vastdet.detr.deformable import deformable_decoder_layer, deformable_encoder
 from vastdet.detr.heads import box_head, class_head
 from vastdet.detr.hybrid import HybridCriterion, HybridTransformer
 from vastdet.detr.losses import FocalLoss, GIoUAwareLoss
 from vastdet.detr.matcher import focal_cost
-from vastdet.detr.neck import ChannelMapper
 from vastdet.detr.query_selection import ObjectnessSelection
 from vastdet.detr.query_source import MixedProposedBoxes
 from vastdet.detr.refinement import LookForwardTwice
@@ -41,35 +41,17 @@ class RankDETR(SetDetector):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Build the parts from `MODEL.RANK_DETR`."""
         node = cfg.MODEL.RANK_DETR
-        backbone = build_backbone(cfg)
         return {
-            "backbone": backbone,
-            "neck": ChannelMapper(
-                backbone.output_shape(),
-                node.IN_FEATURES,
-                embed_dim=node.EMBED_DIM,
-                num_levels=node.NUM_LEVELS,
-            ),
+            **deformable_parts(cfg, node),
             "transformer": build_transformer(node),
             "criterion": build_criterion(node),
-            "num_classes": node.NUM_CLASSES,
-            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
 
 def build_transformer(node: CfgNode) -> HybridTransformer:
     """Encoder, query selection and decoder of `MODEL.RANK_DETR`."""
     width = node.EMBED_DIM
-    attention = {
-        "embed_dim": width,
-        "num_heads": node.NUM_HEADS,
-        "num_levels": node.NUM_LEVELS,
-        "num_points": node.NUM_POINTS,
-        "feedforward_dim": node.FEEDFORWARD_DIM,
-        "dropout": node.DROPOUT,
-    }
+    attention = attention_settings(node)
     selection = ObjectnessSelection(
         width,
         node.NUM_QUERIES,

@@ -8,6 +8,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from torch import nn
 
+from vastdet.detr.build import attention_settings
 from vastdet.detr.criterion import LossWeights, SetCriterion
 from vastdet.detr.decoder import Decoder
 from vastdet.detr.deformable import deformable_decoder_layer, deformable_encoder
@@ -69,14 +70,7 @@ class RelationDETR(SetDetector):
 def build_transformer(node: CfgNode) -> RelationTransformer:
     """Encoder, query selections, denoising, relation and decoder of `MODEL.RELATION_DETR`."""
     width, num_layers = node.EMBED_DIM, node.NUM_DECODER_LAYERS
-    attention = {
-        "embed_dim": width,
-        "num_heads": node.NUM_HEADS,
-        "num_levels": node.NUM_LEVELS,
-        "num_points": node.NUM_POINTS,
-        "feedforward_dim": node.FEEDFORWARD_DIM,
-        "dropout": node.DROPOUT,
-    }
+    attention = attention_settings(node)
     new_class_head = partial(class_head, width, node.NUM_CLASSES)
     new_box_head = partial(box_head, width)
     encoder = deformable_encoder(node.NUM_ENCODER_LAYERS, **attention)
