@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from vastdet.detr.anchors import anchor_parts
@@ -108,17 +109,11 @@ def test_twice_the_width_halves_the_features_of_x_only() -> None:
     torch.testing.assert_close(y, plain.chunk(2, dim=-1)[0] * height / 0.4)
 
 
-def test_positions_of_the_memory_come_back_unscaled() -> None:
-    encoder = anchor_parts(
-        num_classes=3,
-        num_encoder_layers=2,
-        num_decoder_layers=1,
-        embed_dim=WIDTH,
-        num_heads=HEADS,
-        feedforward_dim=8,
-        dropout=0.0,
-        temperature=20.0,
-    )["encoder"]
+def test_positions_of_the_memory_come_back_unscaled(cfg: CfgNode) -> None:
+    node = cfg.MODEL.DAB_DETR
+    node.EMBED_DIM, node.NUM_HEADS, node.FEEDFORWARD_DIM = WIDTH, HEADS, 8
+    node.NUM_ENCODER_LAYERS = 2
+    encoder = anchor_parts(node)["encoder"]
     tokens = memory()
     encoded = encoder(tokens)
     assert encoded.positions is tokens.positions

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The transformer of dense detectors whose queries are boxes (Liu et al. 2022, DAB-DETR)."""
 
+from detectron2.config import CfgNode
 from torch import nn
 
+from vastdet.detr.build import dense_settings
 from vastdet.detr.conditional import (
     ConditionalDecoder,
     SizedSpatialQuery,
@@ -22,59 +24,35 @@ LOGIT_EPS = 1e-3
 GIOU_EPS = 1e-6
 
 
-def anchor_parts(
-    *,
-    num_classes: int,
-    num_encoder_layers: int,
-    num_decoder_layers: int,
-    embed_dim: int,
-    num_heads: int,
-    feedforward_dim: int,
-    dropout: float,
-    temperature: float,
-) -> dict[str, nn.Module]:
-    """What a `SetTransformer` needs beside a source of queries with boxes.
+def anchor_parts(node: CfgNode) -> dict[str, nn.Module]:
+    """What a `SetTransformer` needs beside a source of queries with boxes; `node` is the member's.
 
     Dense attention with PReLU in the feed-forward blocks; all layers share the heads. The authors'
     code lets the loss of a layer reach the deltas of the layer before: what DINO calls look forward
     twice.
-
-    Args:
-        num_classes: K.
-        num_encoder_layers: of dense self-attention, whose positions the contents scale.
-        num_decoder_layers: of conditional attention.
-        embed_dim: C.
-        num_heads: H.
-        feedforward_dim: channels inside of the feed-forward blocks.
-        dropout: everywhere.
-        temperature: of the position encoding of the cells.
     """
-    attention = {
-        "embed_dim": embed_dim,
-        "num_heads": num_heads,
-        "feedforward_dim": feedforward_dim,
-        "dropout": dropout,
-        "activation": nn.PReLU,
-    }
+    width = node.EMBED_DIM
+    attention = dense_settings(node) | {"activation": nn.PReLU}
+    encoding = SinePositionEncoding(width, temperature=node.POSITION_TEMPERATURE)
     return {
-        "to_tokens": MapsToTokens(SinePositionEncoding(embed_dim, temperature=temperature)),
+        "to_tokens": MapsToTokens(encoding),
         "encoder": PositionScalingEncoder(
-            dense_encoder_layers(num_encoder_layers, **attention), embed_dim=embed_dim
+            dense_encoder_layers(node.NUM_ENCODER_LAYERS, **attention), embed_dim=width
         ),
         "decoder": ConditionalDecoder(
-            conditional_decoder_layers(num_decoder_layers, **attention),
-            spatial_query=SizedSpatialQuery(embed_dim),
-            query_position=AnchorPosition(embed_dim),
+            conditional_decoder_layers(node.NUM_DECODER_LAYERS, **attention),
+            spatial_query=SizedSpatialQuery(width),
+            query_position=AnchorPosition(width),
             refinement=LookForwardTwice(LOGIT_EPS),
-            class_heads=[class_head(embed_dim, num_classes)],
-            box_heads=[box_head(embed_dim)],
-            norm=nn.LayerNorm(embed_dim),
+            class_heads=[class_head(width, node.NUM_CLASSES)],
+            box_heads=[box_head(width)],
+            norm=nn.LayerNorm(width),
         ),
     }
 
 
-def anchor_source(embed_dim: int, num_queries: int, num_patterns: int) -> LearnedAnchors:
-    """Learned boxes, each with `num_patterns` learned contents; 0 for one of zeros."""
-    if num_patterns:
-        return PatternAnchors(embed_dim, num_queries, num_patterns)
-    return LearnedAnchors(embed_dim, num_queries)
+def anchor_source(node: CfgNode) -> LearnedAnchors:
+    """Learned boxes, each with `NUM_PATTERNS` learned contents; 0 for one of zeros."""
+    if node.NUM_PATTERNS:
+        return PatternAnchors(node.EMBED_DIM, node.NUM_QUERIES, node.NUM_PATTERNS)
+    return LearnedAnchors(node.EMBED_DIM, node.NUM_QUERIES)

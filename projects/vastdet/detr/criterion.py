@@ -7,13 +7,12 @@ of the image.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from vastdet.detr.losses import ClassLoss, FocalLoss
-from vastdet.detr.matcher import Assigner, HungarianMatcher, focal_cost
+from vastdet.detr.losses import ClassLoss
+from vastdet.detr.matcher import Assigner
 from vastdet.detr.structures import LayerPredictions, SetPredictions, Targets
 from vastdet.layers.boxes import cxcywh_to_xyxy, generalized_iou
 from vastdet.layers.distributed import mean_over_ranks
@@ -187,29 +186,3 @@ class ObjectnessCriterion(SetCriterion):
     def proposal_targets(self, targets: Targets) -> Targets:
         """The boxes, all of class 0."""
         return targets.class_agnostic()
-
-
-def focal_criterion(
-    weights: LossWeights, costs: LossWeights, *, alpha: float, gamma: float, giou_eps: float = 0.0
-) -> SetCriterion:
-    """One-to-one matching and focal loss, as in most members of the family.
-
-    Args:
-        weights: of the losses.
-        costs: the weights of the matcher's costs.
-        alpha: see `FocalLoss`; also of the cost of a class.
-        gamma: see `FocalLoss`; also of the cost of a class.
-        giou_eps: added to the divisors of the generalised IoU.
-    """
-    return SetCriterion(
-        assigner=HungarianMatcher(
-            class_weight=costs.classes,
-            l1_weight=costs.bbox,
-            giou_weight=costs.giou,
-            giou_eps=giou_eps,
-            class_cost=partial(focal_cost, alpha=alpha, gamma=gamma),
-        ),
-        class_loss=FocalLoss(alpha=alpha, gamma=gamma),
-        weights=weights,
-        giou_eps=giou_eps,
-    )

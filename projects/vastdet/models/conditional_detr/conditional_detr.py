@@ -4,18 +4,18 @@
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
+from vastdet.detr.build import dense_parts, dense_settings, focal_parts
 from vastdet.detr.conditional import (
     ConditionalDecoder,
     SpatialQuery,
     conditional_decoder_layers,
 )
-from vastdet.detr.criterion import LossWeights, SetCriterion, focal_criterion
+from vastdet.detr.criterion import SetCriterion
 from vastdet.detr.dense import dense_encoder
 from vastdet.detr.heads import box_head, class_head
-from vastdet.detr.neck import MapProjection
 from vastdet.detr.query_source import LearnedCenters
 from vastdet.detr.refinement import FixedReferences
 from vastdet.detr.set_detector import SetDetector
@@ -39,30 +39,17 @@ class ConditionalDETR(SetDetector):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Build the parts from `MODEL.CONDITIONAL_DETR`."""
         node = cfg.MODEL.CONDITIONAL_DETR
-        backbone = build_backbone(cfg)
         return {
-            "backbone": backbone,
-            "neck": MapProjection(
-                backbone.output_shape(), node.IN_FEATURE, embed_dim=node.EMBED_DIM
-            ),
+            **dense_parts(cfg, node),
             "transformer": build_transformer(node),
             "criterion": build_criterion(node),
-            "num_classes": node.NUM_CLASSES,
-            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
 
 def build_transformer(node: CfgNode) -> SetTransformer:
     """Encoder, learned queries and decoder of `MODEL.CONDITIONAL_DETR`; layers share the heads."""
     width = node.EMBED_DIM
-    attention = {
-        "embed_dim": width,
-        "num_heads": node.NUM_HEADS,
-        "feedforward_dim": node.FEEDFORWARD_DIM,
-        "dropout": node.DROPOUT,
-    }
+    attention = dense_settings(node)
     return SetTransformer(
         to_tokens=MapsToTokens(SinePositionEncoding(width)),
         encoder=dense_encoder(node.NUM_ENCODER_LAYERS, **attention),
@@ -81,5 +68,4 @@ def build_transformer(node: CfgNode) -> SetTransformer:
 
 def build_criterion(node: CfgNode) -> SetCriterion:
     """Matcher and losses of `MODEL.CONDITIONAL_DETR`."""
-    weights = LossWeights(node.CLASS_WEIGHT, node.BBOX_WEIGHT, node.GIOU_WEIGHT)
-    return focal_criterion(weights, weights, alpha=node.FOCAL_ALPHA, gamma=node.FOCAL_GAMMA)
+    return SetCriterion(**focal_parts(node, node))

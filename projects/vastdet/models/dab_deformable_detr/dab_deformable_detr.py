@@ -12,20 +12,22 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-from vastdet.detr.build import attention_settings, deformable_parts
-from vastdet.detr.criterion import LossWeights, SetCriterion
+from vastdet.detr.build import (
+    deformable_parts,
+    deformable_settings,
+    dn_denoising,
+    focal_parts,
+    levels_to_tokens,
+)
+from vastdet.detr.criterion import SetCriterion
 from vastdet.detr.decoder import Decoder
 from vastdet.detr.deformable import deformable_decoder_layer, deformable_encoder
-from vastdet.detr.dn_denoising import DNDenoising
 from vastdet.detr.heads import box_head, class_head, per_layer, start_small
-from vastdet.detr.losses import FocalLoss
-from vastdet.detr.matcher import HungarianMatcher, focal_cost
 from vastdet.detr.query_position import ScaledBoxPosition
 from vastdet.detr.query_source import AnchorsWithContent
 from vastdet.detr.refinement import IterativeRefinement
 from vastdet.detr.set_detector import SetDetector
-from vastdet.detr.transformer import LevelsToTokens, SetTransformer
-from vastdet.layers.positions import SinePositionEncoding
+from vastdet.detr.transformer import SetTransformer
 
 # Bounds the logits of boxes, and is added to the divisors of GIoU, in the authors' code.
 LOGIT_EPS = 1e-3
@@ -55,35 +57,16 @@ class DABDeformableDETR(SetDetector):
 def build_transformer(node: CfgNode) -> SetTransformer:
     """Encoder, learned boxes, denoising and decoder of `MODEL.DAB_DEFORMABLE_DETR`."""
     width = node.EMBED_DIM
-    attention = attention_settings(node)
-    denoising = build_denoising(node)
+    attention = deformable_settings(node)
+    denoising = dn_denoising(node, eps=LOGIT_EPS) if node.DENOISING.NUM_GROUPS else None
     return SetTransformer(
-        to_tokens=LevelsToTokens(
-            SinePositionEncoding(width, temperature=10000.0, offset=-0.5),
-            embed_dim=width,
-            num_levels=node.NUM_LEVELS,
-        ),
+        to_tokens=levels_to_tokens(node),
         encoder=deformable_encoder(node.NUM_ENCODER_LAYERS, **attention),
         query_source=AnchorsWithContent(
             width, node.NUM_QUERIES, num_indicators=0 if denoising is None else 1
         ),
         denoising=denoising,
         decoder=build_decoder(node, attention),
-    )
-
-
-def build_denoising(node: CfgNode) -> DNDenoising | None:
-    """The denoising of DN-DETR, where `DENOISING.NUM_GROUPS` asks for groups."""
-    options = node.DENOISING
-    if not options.NUM_GROUPS:
-        return None
-    return DNDenoising(
-        node.EMBED_DIM,
-        node.NUM_CLASSES,
-        num_groups=options.NUM_GROUPS,
-        label_noise=options.LABEL_NOISE,
-        box_noise=options.BOX_NOISE,
-        eps=LOGIT_EPS,
     )
 
 
@@ -105,20 +88,4 @@ def build_decoder(node: CfgNode, attention: dict[str, Any]) -> Decoder:
 
 def build_criterion(node: CfgNode) -> SetCriterion:
     """Matcher and losses of `MODEL.DAB_DEFORMABLE_DETR`."""
-    alpha, gamma = node.LOSS.FOCAL_ALPHA, node.LOSS.FOCAL_GAMMA
-    weights = LossWeights(
-        classes=node.LOSS.CLASS_WEIGHT, bbox=node.LOSS.BBOX_WEIGHT, giou=node.LOSS.GIOU_WEIGHT
-    )
-    matcher = HungarianMatcher(
-        class_weight=node.MATCHER.CLASS_WEIGHT,
-        l1_weight=node.MATCHER.BBOX_WEIGHT,
-        giou_weight=node.MATCHER.GIOU_WEIGHT,
-        class_cost=partial(focal_cost, alpha=alpha, gamma=gamma),
-        giou_eps=GIOU_EPS,
-    )
-    return SetCriterion(
-        assigner=matcher,
-        class_loss=FocalLoss(alpha=alpha, gamma=gamma),
-        weights=weights,
-        giou_eps=GIOU_EPS,
-    )
+    return SetCriterion(**focal_parts(node.LOSS, node.MATCHER, giou_eps=GIOU_EPS))

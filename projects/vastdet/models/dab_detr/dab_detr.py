@@ -4,11 +4,11 @@
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY
 
 from vastdet.detr.anchors import GIOU_EPS, anchor_parts, anchor_source
-from vastdet.detr.criterion import LossWeights, SetCriterion, focal_criterion
-from vastdet.detr.neck import MapProjection
+from vastdet.detr.build import dense_parts, focal_parts
+from vastdet.detr.criterion import SetCriterion
 from vastdet.detr.set_detector import SetDetector
 from vastdet.detr.transformer import SetTransformer
 
@@ -26,45 +26,18 @@ class DABDETR(SetDetector):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Build the parts from `MODEL.DAB_DETR`."""
         node = cfg.MODEL.DAB_DETR
-        backbone = build_backbone(cfg)
         return {
-            "backbone": backbone,
-            "neck": MapProjection(
-                backbone.output_shape(), node.IN_FEATURE, embed_dim=node.EMBED_DIM
-            ),
+            **dense_parts(cfg, node),
             "transformer": build_transformer(node),
             "criterion": build_criterion(node),
-            "num_classes": node.NUM_CLASSES,
-            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
 
 def build_transformer(node: CfgNode) -> SetTransformer:
     """Encoder, learned boxes and decoder of `MODEL.DAB_DETR`."""
-    return SetTransformer(
-        query_source=anchor_source(node.EMBED_DIM, node.NUM_QUERIES, node.NUM_PATTERNS),
-        **anchor_parts(
-            num_classes=node.NUM_CLASSES,
-            num_encoder_layers=node.NUM_ENCODER_LAYERS,
-            num_decoder_layers=node.NUM_DECODER_LAYERS,
-            embed_dim=node.EMBED_DIM,
-            num_heads=node.NUM_HEADS,
-            feedforward_dim=node.FEEDFORWARD_DIM,
-            dropout=node.DROPOUT,
-            temperature=node.POSITION_TEMPERATURE,
-        ),
-    )
+    return SetTransformer(query_source=anchor_source(node), **anchor_parts(node))
 
 
 def build_criterion(node: CfgNode) -> SetCriterion:
     """Matcher and losses of `MODEL.DAB_DETR`."""
-    loss, cost = node.LOSS, node.MATCHER
-    return focal_criterion(
-        LossWeights(loss.CLASS_WEIGHT, loss.BBOX_WEIGHT, loss.GIOU_WEIGHT),
-        LossWeights(cost.CLASS_WEIGHT, cost.BBOX_WEIGHT, cost.GIOU_WEIGHT),
-        alpha=loss.FOCAL_ALPHA,
-        gamma=loss.FOCAL_GAMMA,
-        giou_eps=GIOU_EPS,
-    )
+    return SetCriterion(**focal_parts(node.LOSS, node.MATCHER, giou_eps=GIOU_EPS))

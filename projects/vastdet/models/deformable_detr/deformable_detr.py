@@ -8,19 +8,16 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-from vastdet.detr.build import attention_settings, deformable_parts
-from vastdet.detr.criterion import LossWeights, ObjectnessCriterion, SetCriterion
+from vastdet.detr.build import deformable_parts, deformable_settings, focal_parts, levels_to_tokens
+from vastdet.detr.criterion import ObjectnessCriterion, SetCriterion
 from vastdet.detr.decoder import Decoder
 from vastdet.detr.deformable import deformable_decoder_layer, deformable_encoder
 from vastdet.detr.heads import box_head, class_head, per_layer, start_small
-from vastdet.detr.losses import FocalLoss
-from vastdet.detr.matcher import HungarianMatcher, focal_cost
 from vastdet.detr.query_selection import ObjectnessSelection
 from vastdet.detr.query_source import LearnedPoints, ProposedBoxes
 from vastdet.detr.refinement import FixedReferences, IterativeRefinement, Refinement
 from vastdet.detr.set_detector import SetDetector
-from vastdet.detr.transformer import LevelsToTokens, SetTransformer
-from vastdet.layers.positions import SinePositionEncoding
+from vastdet.detr.transformer import SetTransformer
 
 VARIANTS = ("plain", "refined", "two_stage")
 LOGIT_EPS = 1e-5
@@ -56,14 +53,9 @@ def build_transformer(node: CfgNode) -> SetTransformer:
         raise ValueError(
             f"MODEL.DEFORMABLE_DETR.VARIANT is {node.VARIANT!r}; expected one of {VARIANTS}"
         )
-    width = node.EMBED_DIM
-    attention = attention_settings(node)
+    attention = deformable_settings(node)
     return SetTransformer(
-        to_tokens=LevelsToTokens(
-            SinePositionEncoding(width, temperature=10000.0, offset=-0.5),
-            embed_dim=width,
-            num_levels=node.NUM_LEVELS,
-        ),
+        to_tokens=levels_to_tokens(node),
         encoder=deformable_encoder(node.NUM_ENCODER_LAYERS, **attention),
         query_source=build_query_source(node),
         decoder=build_decoder(node, attention),
@@ -106,15 +98,4 @@ def build_decoder(node: CfgNode, attention: dict[str, Any]) -> Decoder:
 
 def build_criterion(node: CfgNode) -> SetCriterion:
     """Matcher and losses of `MODEL.DEFORMABLE_DETR`."""
-    alpha, gamma = node.FOCAL_ALPHA, node.FOCAL_GAMMA
-    weights = LossWeights(classes=node.CLASS_WEIGHT, bbox=node.BBOX_WEIGHT, giou=node.GIOU_WEIGHT)
-    return ObjectnessCriterion(
-        assigner=HungarianMatcher(
-            class_weight=weights.classes,
-            l1_weight=weights.bbox,
-            giou_weight=weights.giou,
-            class_cost=partial(focal_cost, alpha=alpha, gamma=gamma),
-        ),
-        class_loss=FocalLoss(alpha=alpha, gamma=gamma),
-        weights=weights,
-    )
+    return ObjectnessCriterion(**focal_parts(node, node))

@@ -9,8 +9,13 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.matcher import Matcher
 from torch import nn
 
-from vastdet.detr.build import attention_settings, deformable_parts
-from vastdet.detr.criterion import LossWeights
+from vastdet.detr.build import (
+    deformable_parts,
+    deformable_settings,
+    focal_settings,
+    levels_to_tokens,
+    loss_weights,
+)
 from vastdet.detr.decoder import Decoder
 from vastdet.detr.deformable import deformable_decoder_layer, deformable_encoder
 from vastdet.detr.detections import pairs_after_nms
@@ -19,8 +24,7 @@ from vastdet.detr.losses import FocalLoss
 from vastdet.detr.one_to_many import OneToManyCriterion, OverlapAssigner
 from vastdet.detr.refinement import IterativeRefinement
 from vastdet.detr.set_detector import SetDetector
-from vastdet.detr.transformer import LevelsToTokens, SetTransformer
-from vastdet.layers.positions import SinePositionEncoding
+from vastdet.detr.transformer import SetTransformer
 from vastdet.models.deta.proposals import BalancedSelection, ProposedBoxesAndFeatures
 
 LOGIT_EPS = 1e-5
@@ -50,7 +54,7 @@ class DETA(SetDetector):
 def build_transformer(node: CfgNode) -> SetTransformer:
     """Encoder, query source and decoder of `MODEL.DETA`."""
     width, num_layers = node.EMBED_DIM, node.NUM_DECODER_LAYERS
-    attention = attention_settings(node)
+    attention = deformable_settings(node)
     new_class_head = partial(class_head, width, node.NUM_CLASSES)
     new_box_head = partial(box_head, width)
     selection = BalancedSelection(
@@ -62,11 +66,7 @@ def build_transformer(node: CfgNode) -> SetTransformer:
         nms_threshold=node.PROPOSALS.NMS_THRESH,
     )
     return SetTransformer(
-        to_tokens=LevelsToTokens(
-            SinePositionEncoding(width, temperature=10000.0, offset=-0.5),
-            embed_dim=width,
-            num_levels=node.NUM_LEVELS,
-        ),
+        to_tokens=levels_to_tokens(node),
         encoder=deformable_encoder(node.NUM_ENCODER_LAYERS, **attention),
         query_source=ProposedBoxesAndFeatures(width, selection),
         decoder=Decoder(
@@ -94,6 +94,6 @@ def build_criterion(node: CfgNode) -> OneToManyCriterion:
             max_positives=int(node.NUM_QUERIES * node.ASSIGNER.POSITIVE_FRACTION),
             max_per_box=max_per_box,
         ),
-        class_loss=FocalLoss(alpha=node.FOCAL_ALPHA, gamma=node.FOCAL_GAMMA),
-        weights=LossWeights(node.CLASS_WEIGHT, node.BBOX_WEIGHT, node.GIOU_WEIGHT),
+        class_loss=FocalLoss(**focal_settings(node)),
+        weights=loss_weights(node),
     )

@@ -3,6 +3,8 @@
 
 from detectron2.config import CfgNode
 
+from vastdet.detr.config_keys import add_dense_keys, add_weight_keys
+
 
 def add_detr_config(cfg: CfgNode) -> None:
     """Add `MODEL.DETR` and `MODEL.PANOPTIC_DETR`.
@@ -10,23 +12,13 @@ def add_detr_config(cfg: CfgNode) -> None:
     The defaults are the ResNet-50 models (Carion et al., ECCV 2020).
     """
     node = cfg.MODEL.DETR = CfgNode()
-    # Without "no object", which is one logit more.
-    node.NUM_CLASSES = 80
-    # The one map of the backbone that the transformer sees.
-    node.IN_FEATURE = "res5"
-
-    node.EMBED_DIM = 256
-    node.NUM_HEADS = 8
-    node.FEEDFORWARD_DIM = 2048
-    node.NUM_ENCODER_LAYERS = 6
-    node.NUM_DECODER_LAYERS = 6
+    # NUM_CLASSES is without "no object", which is one logit more.
+    add_dense_keys(node)
     node.DROPOUT = 0.1
     node.NUM_QUERIES = 100
 
     # Weights of the losses and, alike, of the costs of the matcher.
-    node.CLASS_WEIGHT = 1.0
-    node.BBOX_WEIGHT = 5.0
-    node.GIOU_WEIGHT = 2.0
+    add_weight_keys(node, class_weight=1.0)
     # Of a query that answers for no box, in the class loss.
     node.NO_OBJECT_WEIGHT = 0.1
     _add_panoptic_config(cfg)

@@ -5,16 +5,16 @@ from collections.abc import Callable
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-from vastdet.detr.criterion import LossWeights, SetCriterion
+from vastdet.detr.build import dense_parts, dense_settings, loss_weights, matcher_weights
+from vastdet.detr.criterion import SetCriterion
 from vastdet.detr.decoder import Decoder
 from vastdet.detr.dense import dense_decoder_layer, dense_encoder
 from vastdet.detr.detections import best_queries
 from vastdet.detr.losses import CrossEntropyLoss
 from vastdet.detr.matcher import HungarianMatcher, softmax_cost
-from vastdet.detr.neck import MapProjection
 from vastdet.detr.query_source import LearnedPositions
 from vastdet.detr.refinement import DirectBoxes
 from vastdet.detr.set_detector import SetDetector
@@ -41,15 +41,8 @@ class DETR(SetDetector):
 
 def detector_parts(cfg: CfgNode, node: CfgNode) -> dict[str, Any]:
     """The arguments of `SetDetector` but for the criterion, from the keys of `node`."""
-    backbone = build_backbone(cfg)
-    return {
-        "backbone": backbone,
-        "neck": MapProjection(backbone.output_shape(), node.IN_FEATURE, embed_dim=node.EMBED_DIM),
+    return dense_parts(cfg, node) | {
         "transformer": build_transformer(node),
-        "num_classes": node.NUM_CLASSES,
-        "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-        "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-        "pixel_std": cfg.MODEL.PIXEL_STD,
         "select_detections": best_queries,
     }
 
@@ -57,12 +50,7 @@ def detector_parts(cfg: CfgNode, node: CfgNode) -> dict[str, Any]:
 def build_transformer(node: CfgNode) -> SetTransformer:
     """Encoder, learned queries and decoder of `MODEL.DETR`; all layers share the heads."""
     width = node.EMBED_DIM
-    attention = {
-        "embed_dim": width,
-        "num_heads": node.NUM_HEADS,
-        "feedforward_dim": node.FEEDFORWARD_DIM,
-        "dropout": node.DROPOUT,
-    }
+    attention = dense_settings(node)
     return SetTransformer(
         to_tokens=MapsToTokens(SinePositionEncoding(width)),
         encoder=dense_encoder(node.NUM_ENCODER_LAYERS, **attention),
@@ -82,15 +70,9 @@ def build_criterion(
     node: CfgNode, criterion: Callable[..., SetCriterion] = SetCriterion, **further: Any
 ) -> SetCriterion:
     """Matcher and losses of `MODEL.DETR`; `further` arguments are for another criterion."""
-    weights = LossWeights(node.CLASS_WEIGHT, node.BBOX_WEIGHT, node.GIOU_WEIGHT)
     return criterion(
-        assigner=HungarianMatcher(
-            class_weight=weights.classes,
-            l1_weight=weights.bbox,
-            giou_weight=weights.giou,
-            class_cost=softmax_cost,
-        ),
+        assigner=HungarianMatcher(**matcher_weights(node), class_cost=softmax_cost),
         class_loss=CrossEntropyLoss(no_object_weight=node.NO_OBJECT_WEIGHT),
-        weights=weights,
+        weights=loss_weights(node),
         **further,
     )

@@ -8,21 +8,23 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-from vastdet.detr.build import attention_settings, deformable_parts
-from vastdet.detr.criterion import LossWeights, SetCriterion
+from vastdet.detr.build import (
+    contrastive_denoising,
+    deformable_parts,
+    deformable_settings,
+    focal_parts,
+    levels_to_tokens,
+)
+from vastdet.detr.criterion import SetCriterion
 from vastdet.detr.decoder import Decoder
 from vastdet.detr.deformable import deformable_decoder_layer, deformable_encoder
-from vastdet.detr.denoising import ContrastiveDenoising
 from vastdet.detr.heads import box_head, class_head, per_layer
-from vastdet.detr.losses import FocalLoss
-from vastdet.detr.matcher import HungarianMatcher
 from vastdet.detr.query_position import BoxPosition
 from vastdet.detr.query_selection import TokenSelection
 from vastdet.detr.query_source import MixedQueries
 from vastdet.detr.refinement import LookForwardTwice
 from vastdet.detr.set_detector import SetDetector
-from vastdet.detr.transformer import LevelsToTokens, SetTransformer
-from vastdet.layers.positions import SinePositionEncoding
+from vastdet.detr.transformer import SetTransformer
 
 # Bounds the logits of boxes, and is added to the divisors of GIoU, in the authors' code.
 LOGIT_EPS = 1e-3
@@ -52,26 +54,13 @@ class DINO(SetDetector):
 def build_transformer(node: CfgNode) -> SetTransformer:
     """Encoder, query selection, denoising and decoder of `MODEL.DINO`."""
     width, num_layers = node.EMBED_DIM, node.NUM_DECODER_LAYERS
-    attention = attention_settings(node)
+    attention = deformable_settings(node)
     new_class_head = partial(class_head, width, node.NUM_CLASSES)
     new_box_head = partial(box_head, width)
-    denoising = None
-    if node.DENOISING.NUM_QUERIES:
-        denoising = ContrastiveDenoising(
-            width,
-            node.NUM_CLASSES,
-            num_queries=node.DENOISING.NUM_QUERIES,
-            label_noise=node.DENOISING.LABEL_NOISE,
-            box_noise=node.DENOISING.BOX_NOISE,
-            eps=LOGIT_EPS,
-        )
+    denoising = contrastive_denoising(node, eps=LOGIT_EPS)
     return SetTransformer(
-        to_tokens=LevelsToTokens(
-            SinePositionEncoding(
-                width, temperature=node.POSITION_TEMPERATURE, offset=node.POSITION_OFFSET
-            ),
-            embed_dim=width,
-            num_levels=node.NUM_LEVELS,
+        to_tokens=levels_to_tokens(
+            node, temperature=node.POSITION_TEMPERATURE, offset=node.POSITION_OFFSET
         ),
         encoder=deformable_encoder(node.NUM_ENCODER_LAYERS, **attention),
         query_source=MixedQueries(
@@ -94,18 +83,4 @@ def build_transformer(node: CfgNode) -> SetTransformer:
 
 def build_criterion(node: CfgNode) -> SetCriterion:
     """Matcher and losses of `MODEL.DINO`."""
-    return SetCriterion(
-        assigner=HungarianMatcher(
-            class_weight=node.MATCHER.CLASS_WEIGHT,
-            l1_weight=node.MATCHER.BBOX_WEIGHT,
-            giou_weight=node.MATCHER.GIOU_WEIGHT,
-            giou_eps=GIOU_EPS,
-        ),
-        class_loss=FocalLoss(alpha=node.LOSS.FOCAL_ALPHA, gamma=node.LOSS.FOCAL_GAMMA),
-        weights=LossWeights(
-            classes=node.LOSS.CLASS_WEIGHT,
-            bbox=node.LOSS.BBOX_WEIGHT,
-            giou=node.LOSS.GIOU_WEIGHT,
-        ),
-        giou_eps=GIOU_EPS,
-    )
+    return SetCriterion(**focal_parts(node.LOSS, node.MATCHER, giou_eps=GIOU_EPS))

@@ -3,20 +3,18 @@
 
 from detectron2.config import CfgNode
 
+from vastdet.detr.config_keys import (
+    add_dense_keys,
+    add_dn_denoising_keys,
+    add_focal_keys,
+    add_loss_and_matcher_keys,
+)
+
 
 def add_dn_detr_config(cfg: CfgNode) -> None:
     """Add `MODEL.DN_DETR`; the defaults are the ResNet-50 model (Li et al., CVPR 2022)."""
     node = cfg.MODEL.DN_DETR = CfgNode()
-    node.NUM_CLASSES = 80
-    # The one map of the backbone that the transformer sees.
-    node.IN_FEATURE = "res5"
-
-    node.EMBED_DIM = 256
-    node.NUM_HEADS = 8
-    node.FEEDFORWARD_DIM = 2048
-    node.NUM_ENCODER_LAYERS = 6
-    node.NUM_DECODER_LAYERS = 6
-    node.DROPOUT = 0.0
+    add_dense_keys(node)
     node.NUM_QUERIES = 300
     # Learned contents that each box is paired with, so that there are as many times more queries;
     # 0 for one that is the same for all.
@@ -24,21 +22,6 @@ def add_dn_detr_config(cfg: CfgNode) -> None:
     # Of the position encoding of the cells.
     node.POSITION_TEMPERATURE = 20.0
 
-    node.DENOISING = CfgNode()
-    # How often each box is there to be restored.
-    node.DENOISING.NUM_GROUPS = 5
-    # This share of the labels is drawn anew.
-    node.DENOISING.LABEL_NOISE = 0.2
-    # Centres move by up to this much of half a side, sides by up to this much of themselves.
-    node.DENOISING.BOX_NOISE = 0.4
-
-    node.LOSS = CfgNode()
-    node.LOSS.CLASS_WEIGHT = 1.0
-    node.LOSS.BBOX_WEIGHT = 5.0
-    node.LOSS.GIOU_WEIGHT = 2.0
-    node.LOSS.FOCAL_ALPHA = 0.25
-    node.LOSS.FOCAL_GAMMA = 2.0
-    node.MATCHER = CfgNode()
-    node.MATCHER.CLASS_WEIGHT = 2.0
-    node.MATCHER.BBOX_WEIGHT = 5.0
-    node.MATCHER.GIOU_WEIGHT = 2.0
+    add_dn_denoising_keys(node)
+    add_loss_and_matcher_keys(node)
+    add_focal_keys(node.LOSS)

@@ -5,12 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY
 
 from vastdet.detr.anchors import GIOU_EPS, LOGIT_EPS, anchor_parts, anchor_source
-from vastdet.detr.criterion import LossWeights, SetCriterion, focal_criterion
+from vastdet.detr.build import dense_parts, dn_denoising, focal_parts
+from vastdet.detr.criterion import SetCriterion
 from vastdet.detr.dn_denoising import DNDenoising, with_indicator
-from vastdet.detr.neck import MapProjection
 from vastdet.detr.set_detector import SetDetector
 from vastdet.detr.structures import LayerPredictions, Queries, SetPredictions, Targets
 from vastdet.detr.tokens import Tokens
@@ -30,18 +30,10 @@ class DNDETR(SetDetector):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Build the parts from `MODEL.DN_DETR`."""
         node = cfg.MODEL.DN_DETR
-        backbone = build_backbone(cfg)
         return {
-            "backbone": backbone,
-            "neck": MapProjection(
-                backbone.output_shape(), node.IN_FEATURE, embed_dim=node.EMBED_DIM
-            ),
+            **dense_parts(cfg, node),
             "transformer": build_transformer(node),
             "criterion": build_criterion(node),
-            "num_classes": node.NUM_CLASSES,
-            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
 
@@ -69,35 +61,12 @@ class LabelTransformer(SetTransformer):
 def build_transformer(node: CfgNode) -> LabelTransformer:
     """Encoder, learned boxes, denoising and decoder of `MODEL.DN_DETR`."""
     return LabelTransformer(
-        query_source=anchor_source(node.EMBED_DIM, node.NUM_QUERIES, node.NUM_PATTERNS),
-        denoising=DNDenoising(
-            node.EMBED_DIM,
-            node.NUM_CLASSES,
-            num_groups=node.DENOISING.NUM_GROUPS,
-            label_noise=node.DENOISING.LABEL_NOISE,
-            box_noise=node.DENOISING.BOX_NOISE,
-            eps=LOGIT_EPS,
-        ),
-        **anchor_parts(
-            num_classes=node.NUM_CLASSES,
-            num_encoder_layers=node.NUM_ENCODER_LAYERS,
-            num_decoder_layers=node.NUM_DECODER_LAYERS,
-            embed_dim=node.EMBED_DIM,
-            num_heads=node.NUM_HEADS,
-            feedforward_dim=node.FEEDFORWARD_DIM,
-            dropout=node.DROPOUT,
-            temperature=node.POSITION_TEMPERATURE,
-        ),
+        query_source=anchor_source(node),
+        denoising=dn_denoising(node, eps=LOGIT_EPS),
+        **anchor_parts(node),
     )
 
 
 def build_criterion(node: CfgNode) -> SetCriterion:
     """Matcher and losses of `MODEL.DN_DETR`."""
-    loss, cost = node.LOSS, node.MATCHER
-    return focal_criterion(
-        LossWeights(loss.CLASS_WEIGHT, loss.BBOX_WEIGHT, loss.GIOU_WEIGHT),
-        LossWeights(cost.CLASS_WEIGHT, cost.BBOX_WEIGHT, cost.GIOU_WEIGHT),
-        alpha=loss.FOCAL_ALPHA,
-        gamma=loss.FOCAL_GAMMA,
-        giou_eps=GIOU_EPS,
-    )
+    return SetCriterion(**focal_parts(node.LOSS, node.MATCHER, giou_eps=GIOU_EPS))

@@ -8,20 +8,16 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-from vastdet.detr.build import attention_settings, deformable_parts
-from vastdet.detr.criterion import LossWeights, ObjectnessCriterion
+from vastdet.detr.build import deformable_parts, deformable_settings, focal_parts, levels_to_tokens
+from vastdet.detr.criterion import ObjectnessCriterion
 from vastdet.detr.decoder import Decoder
 from vastdet.detr.deformable import deformable_decoder_layer, deformable_encoder
 from vastdet.detr.heads import box_head, class_head, per_layer
 from vastdet.detr.hybrid import HybridCriterion, HybridTransformer
-from vastdet.detr.losses import FocalLoss
-from vastdet.detr.matcher import HungarianMatcher, focal_cost
 from vastdet.detr.query_selection import ObjectnessSelection
 from vastdet.detr.query_source import MixedProposedBoxes
 from vastdet.detr.refinement import LookForwardTwice
 from vastdet.detr.set_detector import SetDetector
-from vastdet.detr.transformer import LevelsToTokens
-from vastdet.layers.positions import SinePositionEncoding
 
 LOGIT_EPS = 1e-5
 
@@ -49,7 +45,7 @@ class HDeformableDETR(SetDetector):
 def build_transformer(node: CfgNode) -> HybridTransformer:
     """Encoder, query selection and decoder of `MODEL.H_DEFORMABLE_DETR`."""
     width, num_layers = node.EMBED_DIM, node.NUM_DECODER_LAYERS
-    attention = attention_settings(node)
+    attention = deformable_settings(node)
     new_class_head = partial(class_head, width, node.NUM_CLASSES)
     new_box_head = partial(box_head, width)
     selection = ObjectnessSelection(
@@ -60,11 +56,7 @@ def build_transformer(node: CfgNode) -> HybridTransformer:
         num_training_queries=node.NUM_QUERIES + node.ONE_TO_MANY.NUM_QUERIES,
     )
     return HybridTransformer(
-        to_tokens=LevelsToTokens(
-            SinePositionEncoding(width, temperature=10000.0, offset=-0.5),
-            embed_dim=width,
-            num_levels=node.NUM_LEVELS,
-        ),
+        to_tokens=levels_to_tokens(node),
         encoder=deformable_encoder(node.NUM_ENCODER_LAYERS, **attention),
         query_source=MixedProposedBoxes(width, selection),
         decoder=Decoder(
@@ -81,18 +73,7 @@ def build_transformer(node: CfgNode) -> HybridTransformer:
 
 def build_criterion(node: CfgNode) -> HybridCriterion:
     """Matcher and losses of `MODEL.H_DEFORMABLE_DETR`, the same in both branches."""
-    alpha, gamma = node.FOCAL_ALPHA, node.FOCAL_GAMMA
-    weights = LossWeights(classes=node.CLASS_WEIGHT, bbox=node.BBOX_WEIGHT, giou=node.GIOU_WEIGHT)
-    criterion = ObjectnessCriterion(
-        assigner=HungarianMatcher(
-            class_weight=weights.classes,
-            l1_weight=weights.bbox,
-            giou_weight=weights.giou,
-            class_cost=partial(focal_cost, alpha=alpha, gamma=gamma),
-        ),
-        class_loss=FocalLoss(alpha=alpha, gamma=gamma),
-        weights=weights,
-    )
+    criterion = ObjectnessCriterion(**focal_parts(node, node))
     return HybridCriterion(
         criterion, num_repeats=node.ONE_TO_MANY.NUM_REPEATS, weight=node.ONE_TO_MANY.WEIGHT
     )

@@ -8,8 +8,15 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-from vastdet.detr.build import attention_settings, deformable_parts
-from vastdet.detr.criterion import LossWeights, ObjectnessCriterion
+from vastdet.detr.build import (
+    deformable_parts,
+    deformable_settings,
+    focal_settings,
+    levels_to_tokens,
+    loss_weights,
+    matcher_weights,
+)
+from vastdet.detr.criterion import ObjectnessCriterion
 from vastdet.detr.deformable import deformable_decoder_layer, deformable_encoder
 from vastdet.detr.heads import box_head, class_head
 from vastdet.detr.hybrid import HybridCriterion, HybridTransformer
@@ -19,8 +26,6 @@ from vastdet.detr.query_selection import ObjectnessSelection
 from vastdet.detr.query_source import MixedProposedBoxes
 from vastdet.detr.refinement import LookForwardTwice
 from vastdet.detr.set_detector import SetDetector
-from vastdet.detr.transformer import LevelsToTokens
-from vastdet.layers.positions import SinePositionEncoding
 from vastdet.models.rank_detr.matching import HighOrderMatcher
 from vastdet.models.rank_detr.ranking import RankAdaptiveHead, RankContent, RankingDecoder
 
@@ -51,7 +56,7 @@ class RankDETR(SetDetector):
 def build_transformer(node: CfgNode) -> HybridTransformer:
     """Encoder, query selection and decoder of `MODEL.RANK_DETR`."""
     width = node.EMBED_DIM
-    attention = attention_settings(node)
+    attention = deformable_settings(node)
     selection = ObjectnessSelection(
         width,
         node.NUM_QUERIES,
@@ -60,11 +65,7 @@ def build_transformer(node: CfgNode) -> HybridTransformer:
         num_training_queries=node.NUM_QUERIES + node.ONE_TO_MANY.NUM_QUERIES,
     )
     return HybridTransformer(
-        to_tokens=LevelsToTokens(
-            SinePositionEncoding(width, temperature=10000.0, offset=-0.5),
-            embed_dim=width,
-            num_levels=node.NUM_LEVELS,
-        ),
+        to_tokens=levels_to_tokens(node),
         encoder=deformable_encoder(node.NUM_ENCODER_LAYERS, **attention),
         query_source=MixedProposedBoxes(width, selection),
         decoder=build_decoder(node, attention),
@@ -96,21 +97,18 @@ def build_criterion(node: CfgNode) -> HybridCriterion:
 
     The proposal stage has no scores of classes that could tell of boxes: its loss is the focal one.
     """
-    alpha, gamma = node.FOCAL_ALPHA, node.FOCAL_GAMMA
-    weights = LossWeights(classes=node.CLASS_WEIGHT, bbox=node.BBOX_WEIGHT, giou=node.GIOU_WEIGHT)
+    focal = focal_settings(node)
     criterion = ObjectnessCriterion(
         assigner=HighOrderMatcher(
             start_iteration=node.HIGH_ORDER_MATCHING.START_ITER,
             iou_power=node.HIGH_ORDER_MATCHING.IOU_POWER,
-            class_weight=weights.classes,
-            l1_weight=weights.bbox,
-            giou_weight=weights.giou,
+            **matcher_weights(node),
             giou_eps=GIOU_EPS,
-            class_cost=partial(focal_cost, alpha=alpha, gamma=gamma),
+            class_cost=partial(focal_cost, **focal),
         ),
-        class_loss=GIoUAwareLoss(alpha=alpha, gamma=gamma),
-        proposal_class_loss=FocalLoss(alpha=alpha, gamma=gamma),
-        weights=weights,
+        class_loss=GIoUAwareLoss(**focal),
+        proposal_class_loss=FocalLoss(**focal),
+        weights=loss_weights(node),
         giou_eps=GIOU_EPS,
     )
     return HybridCriterion(

@@ -5,26 +5,29 @@ from functools import partial
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-from vastdet.detr.build import attention_settings
-from vastdet.detr.criterion import LossWeights, SetCriterion
+from vastdet.detr.build import (
+    contrastive_denoising,
+    deformable_parts,
+    deformable_settings,
+    levels_to_tokens,
+    loss_weights,
+    matcher_weights,
+)
+from vastdet.detr.criterion import SetCriterion
 from vastdet.detr.decoder import Decoder
 from vastdet.detr.deformable import deformable_decoder_layer, deformable_encoder
-from vastdet.detr.denoising import ContrastiveDenoising
 from vastdet.detr.heads import box_head, class_head, per_layer
 from vastdet.detr.hybrid import HybridCriterion
 from vastdet.detr.losses import VarifocalLoss
 from vastdet.detr.matcher import HungarianMatcher, focal_cost
-from vastdet.detr.neck import ChannelMapper
 from vastdet.detr.query_position import ScaledBoxPosition
 from vastdet.detr.query_selection import HeadSelection, TokenSelection
 from vastdet.detr.query_source import MixedQueries
 from vastdet.detr.refinement import LookForwardTwice
 from vastdet.detr.set_detector import SetDetector
-from vastdet.detr.transformer import LevelsToTokens
-from vastdet.layers.positions import SinePositionEncoding
 from vastdet.models.relation_detr.relation import PositionRelation
 from vastdet.models.relation_detr.transformer import FusedEncoder, RelationTransformer
 
@@ -46,23 +49,10 @@ class RelationDETR(SetDetector):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Build the parts from `MODEL.RELATION_DETR`."""
         node = cfg.MODEL.RELATION_DETR
-        backbone = build_backbone(cfg)
-        neck = ChannelMapper(
-            backbone.output_shape(),
-            node.IN_FEATURES,
-            embed_dim=node.EMBED_DIM,
-            num_levels=node.NUM_LEVELS,
-            bias=False,
-        )
         return {
-            "backbone": backbone,
-            "neck": neck,
+            **deformable_parts(cfg, node, bias=False),
             "transformer": build_transformer(node),
             "criterion": build_criterion(node),
-            "num_classes": node.NUM_CLASSES,
-            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
             "size_divisibility": node.SIZE_DIVISIBILITY,
         }
 
@@ -70,16 +60,12 @@ class RelationDETR(SetDetector):
 def build_transformer(node: CfgNode) -> RelationTransformer:
     """Encoder, query selections, denoising, relation and decoder of `MODEL.RELATION_DETR`."""
     width, num_layers = node.EMBED_DIM, node.NUM_DECODER_LAYERS
-    attention = attention_settings(node)
+    attention = deformable_settings(node)
     new_class_head = partial(class_head, width, node.NUM_CLASSES)
     new_box_head = partial(box_head, width)
     encoder = deformable_encoder(node.NUM_ENCODER_LAYERS, **attention)
     return RelationTransformer(
-        to_tokens=LevelsToTokens(
-            SinePositionEncoding(width, temperature=10000.0, offset=-0.5),
-            embed_dim=width,
-            num_levels=node.NUM_LEVELS,
-        ),
+        to_tokens=levels_to_tokens(node),
         encoder=FusedEncoder(encoder.layers, width),
         query_source=MixedQueries(
             TokenSelection(
@@ -88,7 +74,7 @@ def build_transformer(node: CfgNode) -> RelationTransformer:
             width,
         ),
         one_to_many_source=build_one_to_many_source(node),
-        denoising=build_denoising(node),
+        denoising=contrastive_denoising(node, eps=LOGIT_EPS),
         relation=PositionRelation(node.NUM_HEADS),
         decoder=Decoder(
             (deformable_decoder_layer(**attention) for _ in range(num_layers)),
@@ -113,35 +99,15 @@ def build_one_to_many_source(node: CfgNode) -> MixedQueries | None:
     return MixedQueries(selection, node.EMBED_DIM)
 
 
-def build_denoising(node: CfgNode) -> ContrastiveDenoising | None:
-    """The denoising queries, if there are any."""
-    if not node.DENOISING.NUM_QUERIES:
-        return None
-    return ContrastiveDenoising(
-        node.EMBED_DIM,
-        node.NUM_CLASSES,
-        num_queries=node.DENOISING.NUM_QUERIES,
-        label_noise=node.DENOISING.LABEL_NOISE,
-        box_noise=node.DENOISING.BOX_NOISE,
-        eps=LOGIT_EPS,
-    )
-
-
 def build_criterion(node: CfgNode) -> HybridCriterion:
     """Matcher and losses of `MODEL.RELATION_DETR`, the same in both branches."""
     criterion = SetCriterion(
         assigner=HungarianMatcher(
-            class_weight=node.MATCHER.CLASS_WEIGHT,
-            l1_weight=node.MATCHER.BBOX_WEIGHT,
-            giou_weight=node.MATCHER.GIOU_WEIGHT,
+            **matcher_weights(node.MATCHER),
             class_cost=partial(focal_cost, eps=COST_EPS),
         ),
         class_loss=VarifocalLoss(alpha=node.LOSS.ALPHA, gamma=node.LOSS.GAMMA),
-        weights=LossWeights(
-            classes=node.LOSS.CLASS_WEIGHT,
-            bbox=node.LOSS.BBOX_WEIGHT,
-            giou=node.LOSS.GIOU_WEIGHT,
-        ),
+        weights=loss_weights(node.LOSS),
     )
     return HybridCriterion(
         criterion, num_repeats=node.ONE_TO_MANY.NUM_REPEATS, weight=node.ONE_TO_MANY.WEIGHT

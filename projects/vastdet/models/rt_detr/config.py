@@ -3,6 +3,8 @@
 
 from detectron2.config import CfgNode
 
+from vastdet.detr.config_keys import add_contrastive_denoising_keys, add_loss_and_matcher_keys
+
 
 def add_rt_detr_config(cfg: CfgNode) -> None:
     """Add `MODEL.RT_DETR`; the defaults are the ResNet-50 model (Zhao et al., CVPR 2024)."""
@@ -32,23 +34,9 @@ def add_rt_detr_config(cfg: CfgNode) -> None:
     # An offset of as many units as there are points is this share of the reference box's sides.
     node.OFFSET_SCALE = 0.5
 
-    node.DENOISING = CfgNode()
-    # Positive denoising queries in all groups together; 0 turns denoising off.
-    node.DENOISING.NUM_QUERIES = 100
-    # Half of this share of the labels is drawn anew.
-    node.DENOISING.LABEL_NOISE = 0.5
-    # Corners move by up to this much of half a side, in negatives by up to twice as much.
-    node.DENOISING.BOX_NOISE = 1.0
+    add_contrastive_denoising_keys(node)
 
-    # Varifocal, L1 and GIoU loss.
-    node.LOSS = CfgNode()
-    node.LOSS.CLASS_WEIGHT = 1.0
-    node.LOSS.BBOX_WEIGHT = 5.0
-    node.LOSS.GIOU_WEIGHT = 2.0
+    # The class cost is that of the focal loss, the class loss the varifocal one.
+    add_loss_and_matcher_keys(node)
     node.LOSS.VARIFOCAL_ALPHA = 0.75
     node.LOSS.VARIFOCAL_GAMMA = 2.0
-    # The class cost is that of the focal loss.
-    node.MATCHER = CfgNode()
-    node.MATCHER.CLASS_WEIGHT = 2.0
-    node.MATCHER.BBOX_WEIGHT = 5.0
-    node.MATCHER.GIOU_WEIGHT = 2.0

@@ -5,10 +5,11 @@ from functools import partial
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-from vastdet.detr.criterion import LossWeights, SetCriterion
+from vastdet.detr.build import common_parts, contrastive_denoising, loss_weights, matcher_weights
+from vastdet.detr.criterion import SetCriterion
 from vastdet.detr.decoder import Decoder, DecoderLayer, DeformableCrossAttention, QuerySelfAttention
 from vastdet.detr.denoising import ContrastiveDenoising
 from vastdet.detr.heads import box_head, class_head, per_layer
@@ -43,18 +44,13 @@ class RTDETR(SetDetector):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Build the parts from `MODEL.RT_DETR`."""
         node = cfg.MODEL.RT_DETR
-        backbone = build_backbone(cfg)
+        parts = common_parts(cfg, node)
+        shapes = parts["backbone"].output_shape()
         return {
-            "backbone": backbone,
-            "neck": ConvNormMapper(
-                backbone.output_shape(), node.IN_FEATURES, embed_dim=node.ENCODER_DIM
-            ),
+            **parts,
+            "neck": ConvNormMapper(shapes, node.IN_FEATURES, embed_dim=node.ENCODER_DIM),
             "transformer": build_transformer(node),
             "criterion": build_criterion(node),
-            "num_classes": node.NUM_CLASSES,
-            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
 
@@ -69,16 +65,7 @@ def build_transformer(node: CfgNode) -> SetTransformer:
     width, num_layers = node.EMBED_DIM, node.NUM_DECODER_LAYERS
     new_class_head = partial(class_head, width, node.NUM_CLASSES)
     new_box_head = partial(box_head, width)
-    denoising = None
-    if node.DENOISING.NUM_QUERIES:
-        denoising = CornerDenoising(
-            width,
-            node.NUM_CLASSES,
-            num_queries=node.DENOISING.NUM_QUERIES,
-            label_noise=node.DENOISING.LABEL_NOISE,
-            box_noise=node.DENOISING.BOX_NOISE,
-            eps=LOGIT_EPS,
-        )
+    denoising = contrastive_denoising(node, CornerDenoising, eps=LOGIT_EPS)
     encoder = HybridEncoder(
         embed_dim=node.ENCODER_DIM,
         num_levels=len(node.IN_FEATURES),
@@ -136,15 +123,7 @@ def build_decoder_layer(node: CfgNode) -> DecoderLayer:
 def build_criterion(node: CfgNode) -> SetCriterion:
     """Matcher and losses of `MODEL.RT_DETR`."""
     return SetCriterion(
-        assigner=HungarianMatcher(
-            class_weight=node.MATCHER.CLASS_WEIGHT,
-            l1_weight=node.MATCHER.BBOX_WEIGHT,
-            giou_weight=node.MATCHER.GIOU_WEIGHT,
-        ),
+        assigner=HungarianMatcher(**matcher_weights(node.MATCHER)),
         class_loss=VarifocalLoss(alpha=node.LOSS.VARIFOCAL_ALPHA, gamma=node.LOSS.VARIFOCAL_GAMMA),
-        weights=LossWeights(
-            classes=node.LOSS.CLASS_WEIGHT,
-            bbox=node.LOSS.BBOX_WEIGHT,
-            giou=node.LOSS.GIOU_WEIGHT,
-        ),
+        weights=loss_weights(node.LOSS),
     )
