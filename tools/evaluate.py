@@ -4,6 +4,7 @@
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from detectron2.data import MetadataCatalog
@@ -11,12 +12,12 @@ from rich.console import Console
 
 import vastdet  # noqa: F401  (registers the datasets)
 from vastdet.engine.tools import exit_status
-from vastdet.evaluation.build import NOTES
 from vastdet.evaluation.engines import ENGINES
 from vastdet.evaluation.ground_truth import GroundTruth, from_json, ground_truth_of_dataset
+from vastdet.evaluation.protocols import PROTOCOLS, ProtocolBuilder, coco_protocols
 from vastdet.evaluation.report import ReportOptions
 from vastdet.evaluation.scoring import score_file
-from vastdet.evaluation.tables import category_table, frequency_table, summary_table
+from vastdet.evaluation.tables import category_table, group_table, summary_table
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -41,6 +42,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--output", metavar="DIR", required=True, type=Path, help="folder for the report"
     )
     parser.add_argument(
+        "--protocol",
+        choices=sorted(PROTOCOLS),
+        help="whose rules (default: the dataset's own; COCO's for an annotation file)",
+    )
+    parser.add_argument(
         "--iou-type", choices=("bbox", "segm"), default="bbox", help="boxes or masks"
     )
     parser.add_argument(
@@ -49,8 +55,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         type=int,
         nargs="+",
         default=[1, 10, 100],
-        help="detections an image and category that count: AR at each, AP at the last "
-        "(default: 1 10 100)",
+        help="COCO's rules: detections an image and category that count, AR at each, AP at the "
+        "last (default: 1 10 100)",
     )
     parser.add_argument(
         "--engine",
@@ -69,41 +75,47 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def load_ground_truth(arguments: argparse.Namespace) -> tuple[GroundTruth, str, str]:
-    """The ground truth, the dataset's name, and a note on how to read the numbers."""
+def load_ground_truth(arguments: argparse.Namespace) -> tuple[GroundTruth, str, ProtocolBuilder]:
+    """The ground truth, the dataset's name, and what builds the protocols to score it by."""
+    name, rules = arguments.dataset, arguments.protocol
     if arguments.annotations:
-        return from_json(arguments.annotations), Path(arguments.annotations).stem, ""
-    name = arguments.dataset
-    ground_truth = ground_truth_of_dataset(name)
-    return ground_truth, name, NOTES.get(MetadataCatalog.get(name).get("evaluator_type"), "")
+        ground_truth, name = from_json(arguments.annotations), Path(arguments.annotations).stem
+    else:
+        ground_truth = ground_truth_of_dataset(name)
+        rules = rules or MetadataCatalog.get(name).get("evaluator_type")
+    build = PROTOCOLS.get(rules, coco_protocols)
+    if build is coco_protocols:
+        build = partial(coco_protocols, max_dets=tuple(arguments.max_dets))
+    return ground_truth, name, build
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Score, write, print."""
     console = Console()
     with console.status("reading ground truth") as status:
-        ground_truth, dataset, note = load_ground_truth(arguments)
-        scores = score_file(
+        ground_truth, dataset, build = load_ground_truth(arguments)
+        protocols, scores = score_file(
             arguments.results,
             ground_truth,
             arguments.output,
             dataset=dataset,
+            build_protocols=build,
             iou_type=arguments.iou_type,
             engine=arguments.engine,
-            max_dets=arguments.max_dets,
             options=ReportOptions(
-                plots=not arguments.no_plots, confusion_score=arguments.confusion_score, note=note
+                plots=not arguments.no_plots, confusion_score=arguments.confusion_score
             ),
             step=status.update,
         )
-    console.print(category_table(scores, ground_truth))
-    groups = frequency_table(scores)
-    if groups is not None:
-        console.print(groups)
-    title = f"{arguments.iou_type} on {dataset}: {len(ground_truth.image_ids):,} images"
-    console.print(summary_table(scores, title=title))
-    if note:
-        console.print(note, style="yellow")
+    console.print(category_table(scores[protocols[0].key], ground_truth))
+    for protocol in protocols:
+        groups = group_table(scores[protocol.key], title=f"groups of categories: {protocol.title}")
+        if groups is not None:
+            console.print(groups)
+    title = f"{dataset}: {len(ground_truth.image_ids):,} images"
+    console.print(summary_table(protocols, scores, title=title))
+    for protocol in protocols:
+        console.print(f"{protocol.title} ({protocol.key}): {protocol.description}")
     console.print(f"report in {arguments.output}", highlight=False, soft_wrap=True)
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which evaluator a dataset gets, and that Detectron2's Pascal VOC one works beside ours."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ from detectron2.evaluation import PascalVOCDetectionEvaluator
 from detectron2.structures import Boxes, Instances
 
 from vastdet.evaluation import EVALUATOR_REGISTRY, CocoEvaluator, build_evaluator
-from vastdet.evaluation.build import NOTES
 from vastdet.evaluation.coco import MAX_CATEGORY_KEYS
+from vastdet.vocabulary import CategoryHierarchy, CategorySpace
 
 
 @pytest.fixture
@@ -32,19 +33,48 @@ def test_type_picks_the_evaluator(cfg: CfgNode, metadata, tmp_path: Path) -> Non
     cfg.TEST.MAX_DETS = [1, 300]
     cfg.TEST.CONFUSION_SCORE_THRESH = 0.7
     evaluator = build_evaluator(cfg, metadata.name, str(tmp_path))
-    assert (evaluator.engine, evaluator.max_dets) == ("pycocotools", (1, 300))
+    assert evaluator.engine == "pycocotools"
+    assert {"AR1", "AR300"} < evaluator.evaluate()["bbox"].keys()
     assert evaluator.options.confusion_score == 0.7
     assert evaluator.options.plots
     assert evaluator.output_folder == tmp_path
 
 
-@pytest.mark.parametrize("kind", ["lvis", "v3det"])
-def test_other_metrics_are_announced(cfg: CfgNode, metadata, tmp_path, caplog, kind: str) -> None:
-    metadata.evaluator_type = kind
-    evaluator = build_evaluator(cfg, metadata.name, tmp_path)
-    evaluator.evaluate()
-    assert NOTES[kind] in caplog.text
-    assert NOTES[kind] in (tmp_path / "metrics.json").read_text()
+def test_v3det_gets_both_metrics(cfg: CfgNode, metadata, tmp_path, caplog) -> None:
+    metadata.evaluator_type = "v3det"
+    metadata.category_space = CategorySpace(
+        names=("cat", "dog"),
+        dataset_ids=(1, 2),
+        hierarchy=CategoryHierarchy.from_ids([("cat", "dog")], category_nodes=["cat", "dog"]),
+    )
+    cfg.TEST.PLOTS = "never"
+    with caplog.at_level("INFO"):
+        result = build_evaluator(cfg, metadata.name, tmp_path).evaluate()
+    assert list(result) == ["bbox", "bbox_tree"]
+    assert {"AP", "AR300", "ARC100"} < result["bbox_tree"].keys()
+    assert "V3Det tree-aware box AP (bbox_tree): " in caplog.text
+    stored = json.loads((tmp_path / "metrics.json").read_text())
+    assert stored["bbox"]["title"] == "V3Det plain box AP"
+    assert "descendant of the label is ignored" in stored["bbox_tree"]["description"]
+    assert "descendant of the label is ignored" in stored["note"]
+    assert (tmp_path / "per_category.csv").is_file()
+    assert (tmp_path / "per_category_bbox_tree.csv").is_file()
+
+
+def test_lvis_gets_both_metrics(cfg: CfgNode, metadata) -> None:
+    metadata.evaluator_type = "lvis"
+    records = DatasetCatalog.get(metadata.name)
+    records.append({"image_id": 1, "neg_category_ids": [1], "not_exhaustive_category_ids": []})
+    result = build_evaluator(cfg, metadata.name, None).evaluate()
+    assert list(result) == ["bbox", "bbox_fixed"]
+    assert "AR10000" in result["bbox_fixed"]
+
+
+def test_lvis_without_its_lists_fails_before_the_model_ran(cfg: CfgNode, metadata) -> None:
+    metadata.evaluator_type = "lvis"
+    evaluator = build_evaluator(cfg, metadata.name, None)
+    with pytest.raises(ValueError, match="has no neg_category_ids"):
+        evaluator.process([{"image_id": 1}], [{"instances": Instances((9, 9))}])
 
 
 def test_unknown_type(cfg: CfgNode, metadata) -> None:

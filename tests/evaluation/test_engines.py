@@ -230,6 +230,28 @@ def test_random_scenes(seed: int) -> None:
     assert_engines_agree(truth, found, max_dets=(1, 2, 5))
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_blocks_of_categories_change_nothing(monkeypatch, engine: str) -> None:
+    generator = np.random.default_rng(0)
+    rows = [
+        {
+            "image_id": int(i % 2),
+            "category_id": int(k),
+            "bbox": [*generator.integers(0, 50, 2).tolist(), 40, 40],
+        }
+        for i, k in enumerate(generator.integers(0, 7, 60))
+    ]
+    truth = make_truth([row for row in rows if row["category_id"] != 3][:25], num_categories=7)
+    found = make_found(truth, [{**row, "score": generator.random()} for row in rows])
+    whole = accumulate(truth, found, engine=engine)
+    monkeypatch.setattr("vastdet.evaluation.engines.BLOCK_CATEGORIES", 2)
+    parts = accumulate(truth, found, engine=engine)
+    for name in ("precision", "recall", "scores"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
+    assert (whole.precision[:, :, 3] == -1).all()
+    assert whole.precision.max() > 0
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_random_masks(seed: int) -> None:
     generator = np.random.default_rng(seed)

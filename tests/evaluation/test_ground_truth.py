@@ -90,6 +90,33 @@ def test_records_equal_the_file() -> None:
     assert truth.segmentations == [None, polygon]
 
 
+def test_lists_of_lvis() -> None:
+    images = [
+        {"id": 9, "neg_category_ids": [7, 4], "not_exhaustive_category_ids": []},
+        {"id": 2, "neg_category_ids": [], "not_exhaustive_category_ids": [7]},
+    ]
+    truth = from_coco({**CONTENT, "images": images})
+    assert truth.absent.tolist() == [[1, 1], [1, 0]]
+    assert truth.incomplete.tolist() == [[0, 1]]
+    records = [
+        {"image_id": 9, "neg_category_ids": [1, 0], "not_exhaustive_category_ids": []},
+        {"image_id": 2, "neg_category_ids": [], "not_exhaustive_category_ids": [1]},
+    ]
+    same = from_records(records, truth.space)
+    assert same.absent.tolist() == truth.absent.tolist()
+    assert same.incomplete.tolist() == truth.incomplete.tolist()
+    plain = from_coco(CONTENT)
+    assert plain.absent is None
+    assert plain.incomplete is None
+
+
+def test_take_keeps_the_images() -> None:
+    truth = from_coco(CONTENT).take(np.array([1]))
+    assert truth.image_ids == (2, 9)
+    assert truth.boxes.tolist() == [[0, 0, 1, 1]]
+    assert truth.is_crowd.tolist() == [True]
+
+
 def test_records_with_a_category_out_of_range() -> None:
     annotation = {"bbox": [0, 0, 1, 1], "category_id": 2}
     records = [{"image_id": 3, "annotations": [annotation]}]
@@ -110,6 +137,7 @@ def changed(key: str, index: int, **values) -> dict:
         (changed("categories", 0, id=4), "category ids must be unique"),
         (changed("annotations", 0, image_id=1), "1 annotations have a image_id.*first 1;"),
         (changed("annotations", 1, category_id=8), "1 annotations have a category_id.*first 8;"),
+        (changed("images", 1, neg_category_ids=[8]), "1 images have a neg_category_ids.*first 8;"),
     ],
 )
 def test_inconsistent_files(content: dict, message: str) -> None:

@@ -10,18 +10,26 @@ from rich.console import Console
 from vastdet.evaluation.detections import Detections
 from vastdet.evaluation.engines import accumulate
 from vastdet.evaluation.ground_truth import GroundTruth, from_coco
-from vastdet.evaluation.metrics import Scores, mean_percent, score
-from vastdet.evaluation.tables import category_table, frequency_table, summary_table
+from vastdet.evaluation.metrics import Scores, mean_percent, mean_percent_of_categories, score
+from vastdet.evaluation.protocols import coco_protocols
+from vastdet.evaluation.tables import category_table, group_table, summary_table
 
 
-def scored(frequency: list[str | None], found: list[int]) -> tuple[Scores, GroundTruth]:
+def scored(
+    frequency: list[str | None], found: list[int], novel: list[bool] | None = None
+) -> tuple[Scores, GroundTruth]:
     """One box a category in an image of its own; the categories in `found` are detected."""
     size = len(frequency)
     truth = from_coco(
         {
             "images": [{"id": k} for k in range(size)],
             "categories": [
-                {"id": k, "name": f"c{k}", **({"frequency": f} if f else {})}
+                {
+                    "id": k,
+                    "name": f"c{k}",
+                    **({"frequency": f} if f else {}),
+                    **({"novel": novel[k]} if novel else {}),
+                }
                 for k, f in enumerate(frequency)
             ],
             "annotations": [
@@ -48,22 +56,45 @@ def test_mean_leaves_out_absent_entries() -> None:
 
 def test_frequency_groups() -> None:
     scores, _ = scored(["r", "r", "c", "f"], [0, 2])
-    assert {group: row["AP"] for group, row in scores.frequency.items()} == pytest.approx(
+    assert {group: row["AP"] for group, row in scores.groups.items()} == pytest.approx(
         {"rare": 50, "common": 100, "frequent": 0}
     )
-    assert scores.frequency["rare"]["categories"] == 2
-    assert "rare" in printed(frequency_table(scores))
+    assert scores.groups["rare"]["categories"] == 2
+    assert "rare" in printed(group_table(scores, title="groups"))
+
+
+def test_base_and_novel_groups() -> None:
+    scores, _ = scored([None] * 4, [0, 2], [False, True, True, True])
+    assert {group: row["AP"] for group, row in scores.groups.items()} == pytest.approx(
+        {"base": 100, "novel": 100 / 3}
+    )
+    assert scores.summary["APbase"] == pytest.approx(100)
+    assert scores.summary["APnovel"] == pytest.approx(100 / 3)
+    assert np.isnan(scores.groups["novel"]["APs"])
+    assert scored([None] * 2, [0], [False, False])[0].groups == {}
+
+
+def test_means_of_categories_equal_loops() -> None:
+    values = np.random.default_rng(0).random((3, 4, 6))
+    values[..., 2] = -1
+    values[1:, ..., 4] = -1
+    means = mean_percent_of_categories(values)
+    expected = [mean_percent(values[..., k]) for k in range(6)]
+    np.testing.assert_allclose(means, expected, rtol=1e-12)
+    assert np.isnan(means[2])
 
 
 def test_no_frequency_groups() -> None:
     scores, _ = scored([None, None], [0])
-    assert scores.frequency == {}
-    assert frequency_table(scores) is None
+    assert scores.groups == {}
+    assert group_table(scores, title="groups") is None
 
 
 def test_summary_table_shows_every_number_and_dashes() -> None:
-    scores, _ = scored(["f"], [0])
-    text = printed(summary_table(scores, title="scores of a set"))
+    scores, truth = scored(["f"], [0])
+    protocols = coco_protocols(truth)
+    text = printed(summary_table(protocols, {"bbox": scores}, title="scores of a set"))
+    assert "COCO box AP" in text
     assert "scores of a set" in text
     for key in scores.summary:
         assert f" {key} " in text

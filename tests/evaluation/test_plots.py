@@ -14,6 +14,7 @@ from vastdet.evaluation.detections import NO_DETECTIONS, Detections
 from vastdet.evaluation.engines import accumulate
 from vastdet.evaluation.ground_truth import GroundTruth, from_coco
 from vastdet.evaluation.metrics import score
+from vastdet.evaluation.protocols import coco_protocols
 from vastdet.evaluation.report import ReportOptions, write_report
 
 
@@ -48,6 +49,7 @@ def test_all_pictures(tmp_path: Path, num_categories: int, num_boxes: int) -> No
     backend = matplotlib.rcParams["backend"]
     write_report(
         tmp_path,
+        coco_protocols(truth),
         {"bbox": scores},
         truth,
         found,

@@ -89,7 +89,7 @@ def write_evaluation(folder: Path, categories: list[str]) -> None:
     """Summary, table and a plot."""
     folder.mkdir(parents=True)
     scores = {"AP": 47.31, "AP50": 71.9, "AP75": 52.4, "APs": None, "APm": 49.0, "APl": 61.2}
-    scores |= {"AR1": 30.1, "AR100": 58.2, "frequency": {"rare": {"AP": 31.5}}}
+    scores |= {"AR1": 30.1, "AR100": 58.2, "groups": {"rare": {"AP": 31.5}}}
     content = {"dataset": DATASET, "note": "", "num_images": 8, "bbox": scores}
     (folder / "metrics.json").write_text(json.dumps(content))
     with (folder / "per_category.csv").open("w", newline="") as stream:

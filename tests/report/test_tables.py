@@ -34,7 +34,7 @@ def test_a_table_without_ap_or_name_still_shows() -> None:
 
 def test_metrics_have_meanings_and_groups() -> None:
     table = metrics_table(
-        {"num_images": 4.0, "bbox/AP": 41.26, "bbox/APs": None, "bbox/frequency/rare/AP": 3.0}
+        {"num_images": 4.0, "bbox/AP": 41.26, "bbox/APs": None, "bbox/groups/rare/AP": 3.0}
     )
     assert "41.3" in table
     assert "undefined" in table

@@ -31,7 +31,7 @@ def arguments(files: dict[str, Path]) -> list[str]:
 def test_scores_and_tables(load_tool, arguments, files, capsys) -> None:
     assert load_tool("evaluate").main([*arguments, "--max-dets", "1", "50"]) == 0
     shown = capsys.readouterr().out
-    for text in ("bbox on truth: 1 images", "owl", "AP75", "AR50", "100.0"):
+    for text in ("truth: 1 images", "COCO box AP", "owl", "AP75", "AR50", "100.0"):
         assert text in shown
     assert "yak" not in shown
     metrics = json.loads((files["output"] / "metrics.json").read_text())
@@ -56,6 +56,24 @@ def test_published_result(load_tool, shared_data: Path, tmp_path: Path, engine: 
     for name, value in zip(expected["order"], expected["segm"], strict=True):
         assert metrics["segm"][name] / 100 == pytest.approx(value, abs=1e-9)
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_lvis_metrics_side_by_side(load_tool, shared_data: Path, tmp_path: Path, capsys) -> None:
+    folder = shared_data / "eval_fixtures/lvis_val_100"
+    status = load_tool("evaluate").main(
+        [
+            *("--annotations", str(folder / "lvis_val_100.json"), "--protocol", "lvis"),
+            *("--results", str(folder / "seeded_results.json")),
+            *("--output", str(tmp_path), "--no-plots"),
+        ]
+    )
+    assert status == 0
+    shown = capsys.readouterr().out
+    for text in ("LVIS box AP", "LVIS box Fixed-AP", "rare", "54.6", "54.9"):
+        assert text in shown
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["bbox"]["AP"] == pytest.approx(54.63091259842457, abs=1e-9)
+    assert metrics["bbox_fixed"]["AP"] > metrics["bbox"]["AP"]
 
 
 @pytest.mark.parametrize(

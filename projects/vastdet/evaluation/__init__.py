@@ -2,6 +2,6 @@
 """Evaluators, tables and plots."""
 
 from vastdet.evaluation.build import EVALUATOR_REGISTRY, build_evaluator
-from vastdet.evaluation.coco import CocoEvaluator
+from vastdet.evaluation.coco import CocoEvaluator, DetectionEvaluator
 
-__all__ = ["EVALUATOR_REGISTRY", "CocoEvaluator", "build_evaluator"]
+__all__ = ["EVALUATOR_REGISTRY", "CocoEvaluator", "DetectionEvaluator", "build_evaluator"]

@@ -13,26 +13,13 @@ from detectron2.evaluation import (
 )
 from fvcore.common.registry import Registry
 
-from vastdet.evaluation.coco import CocoEvaluator
+from vastdet.evaluation.coco import DetectionEvaluator
+from vastdet.evaluation.protocols import lvis_protocols, v3det_protocols
 
 EVALUATOR_REGISTRY = Registry("EVALUATOR")
 EVALUATOR_REGISTRY.__doc__ = """
 Evaluators by Metadata.evaluator_type: called as `name(cfg, dataset_name, output_folder)`.
 """
-
-# How COCO's numbers must be read on datasets whose own metrics are not here yet.
-NOTES = {
-    "lvis": (
-        "These are COCO's metrics on an LVIS dataset: a detection of a category that nobody looked "
-        "for in its image counts as a false positive. They are not comparable with published LVIS "
-        "AP."
-    ),
-    "v3det": (
-        "These are COCO's metrics on a V3Det dataset: a detection of a parent or child of the "
-        "labelled category counts as a false positive. V3Det's own AP, which ignores those, is "
-        "higher: by 0.2 to 0.7 in published tables."
-    ),
-}
 
 
 def build_evaluator(
@@ -54,18 +41,18 @@ def build_evaluator(
 
 
 def coco(cfg: CfgNode, dataset_name: str, output_folder: str | Path | None) -> DatasetEvaluator:
-    """COCO's metrics."""
-    return CocoEvaluator(cfg, dataset_name, output_folder)
+    """COCO's AP at cfg.TEST.MAX_DETS."""
+    return DetectionEvaluator(cfg, dataset_name, output_folder)
 
 
 def lvis(cfg: CfgNode, dataset_name: str, output_folder: str | Path | None) -> DatasetEvaluator:
-    """COCO's metrics on LVIS annotations, with a note that they are not LVIS's."""
-    return CocoEvaluator(cfg, dataset_name, output_folder, note=NOTES["lvis"])
+    """LVIS's AP and Fixed-AP."""
+    return DetectionEvaluator(cfg, dataset_name, output_folder, protocols=lvis_protocols)
 
 
 def v3det(cfg: CfgNode, dataset_name: str, output_folder: str | Path | None) -> DatasetEvaluator:
-    """COCO's metrics on V3Det annotations, with a note that they are not V3Det's."""
-    return CocoEvaluator(cfg, dataset_name, output_folder, note=NOTES["v3det"])
+    """V3Det's plain and tree-aware AP."""
+    return DetectionEvaluator(cfg, dataset_name, output_folder, protocols=v3det_protocols)
 
 
 def pascal_voc(

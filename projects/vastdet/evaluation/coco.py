@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detectron2's evaluator interface over COCO scoring, in one process or many."""
+"""Detectron2's evaluator interface over the scoring protocols, in one process or many."""
 
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,13 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from vastdet.evaluation.detections import NO_DETECTIONS, Detections, from_instances, results_json
 from vastdet.evaluation.ground_truth import GroundTruth, ground_truth_of_dataset
 from vastdet.evaluation.metrics import Scores
+from vastdet.evaluation.protocols import (
+    Protocol,
+    ProtocolBuilder,
+    coco_protocols,
+    score_protocols,
+)
 from vastdet.evaluation.report import ReportOptions, log_scores, write_report
-from vastdet.evaluation.scoring import score_detections
 from vastdet.files import write_atomically
 
 # Beyond this many categories `AP-name` is left to the files: every key becomes a training scalar.
@@ -26,14 +32,17 @@ MAX_CATEGORY_KEYS = 500
 logger = logging.getLogger(__name__)
 
 
-class CocoEvaluator(DatasetEvaluator):
-    """Box AP, and mask AP when the model predicts masks, of a dataset with contiguous ids.
+class DetectionEvaluator(DatasetEvaluator):
+    """Box AP, and mask AP when the model predicts masks, by the protocols of a dataset.
+
+    `protocols` builds them (`vastdet.evaluation.protocols`); by default they are COCO's.
 
     `process` keeps arrays; `evaluate` gathers them on the main process, which writes
     `coco_instances_results.json`, `metrics.json`, `per_category.csv` and pictures into the output
-    folder and returns {"bbox": {"AP": ..., ...}} in percent as Detectron2's evaluator does (other
-    processes return {}). An image that several processes saw, as padded samplers make them, counts
-    once; an image that none saw counts as having no detections.
+    folder and returns {"bbox": {"AP": ..., ...}} in percent as Detectron2's evaluator does, with an
+    entry for each further protocol (other processes return {}). An image that several processes
+    saw, as padded samplers make them, counts once; an image that none saw counts as having no
+    detections.
     """
 
     @configurable
@@ -42,33 +51,36 @@ class CocoEvaluator(DatasetEvaluator):
         dataset_name: str,
         *,
         output_folder: str | Path | None,
+        protocols: ProtocolBuilder = coco_protocols,
         engine: str = "hotcoco",
-        max_dets: Sequence[int] = (1, 10, 100),
         plots: bool = False,
         confusion_score: float = 0.3,
-        note: str = "",
     ) -> None:
         self.dataset_name = dataset_name
         self.output_folder = None if output_folder is None else Path(output_folder)
+        self.build_protocols = protocols
         self.engine = engine
-        self.max_dets = tuple(max_dets)
-        self.options = ReportOptions(plots=plots, confusion_score=confusion_score, note=note)
+        self.options = ReportOptions(plots=plots, confusion_score=confusion_score)
         self._ground_truth: GroundTruth | None = None
+        self._protocols: dict[str, list[Protocol]] = {}
         self.reset()
 
     @classmethod
     def from_config(
-        cls, cfg: CfgNode, dataset_name: str, output_folder: str | Path | None, note: str = ""
+        cls,
+        cfg: CfgNode,
+        dataset_name: str,
+        output_folder: str | Path | None,
+        protocols: ProtocolBuilder | None = None,
     ) -> dict[str, Any]:
-        """Arguments from cfg.TEST."""
+        """Arguments from cfg.TEST; without `protocols`, COCO's at cfg.TEST.MAX_DETS."""
         return {
             "dataset_name": dataset_name,
             "output_folder": output_folder,
+            "protocols": protocols or partial(coco_protocols, max_dets=tuple(cfg.TEST.MAX_DETS)),
             "engine": cfg.TEST.COCO_ENGINE,
-            "max_dets": cfg.TEST.MAX_DETS,
             "plots": plots_are_due(cfg),
             "confusion_score": cfg.TEST.CONFUSION_SCORE_THRESH,
-            "note": note,
         }
 
     @property
@@ -76,7 +88,18 @@ class CocoEvaluator(DatasetEvaluator):
         """The dataset's ground truth, read when first needed."""
         if self._ground_truth is None:
             self._ground_truth = ground_truth_of_dataset(self.dataset_name)
+            if self._ground_truth.annotated:
+                # What cannot be scored is refused before the model has seen the whole dataset.
+                self.protocols("bbox")
         return self._ground_truth
+
+    def protocols(self, iou_type: str) -> list[Protocol]:
+        """The protocols for "bbox" or "segm"."""
+        if iou_type not in self._protocols:
+            self._protocols[iou_type] = self.build_protocols(
+                self.ground_truth, iou_type=iou_type, engine=self.engine
+            )
+        return self._protocols[iou_type]
 
     def reset(self) -> None:
         """Forget the detections."""
@@ -130,12 +153,14 @@ class CocoEvaluator(DatasetEvaluator):
         if not self.ground_truth.annotated:
             logger.info("%s has no annotations: results were written only.", self.dataset_name)
             return OrderedDict()
-        scores = self.score(detections)
-        for iou_type, result in scores.items():
-            log_scores(result, self.ground_truth, iou_type=iou_type, note=self.options.note)
+        protocols = self._protocols_for(detections)
+        scores = score_protocols(protocols, self.ground_truth, detections)
+        for protocol in protocols:
+            log_scores(scores[protocol.key], protocol)
         if self.output_folder is not None:
             write_report(
                 self.output_folder,
+                protocols,
                 scores,
                 self.ground_truth,
                 detections,
@@ -144,21 +169,14 @@ class CocoEvaluator(DatasetEvaluator):
                 options=self.options,
             )
         return OrderedDict(
-            (iou_type, detectron2_keys(result, self.ground_truth))
-            for iou_type, result in scores.items()
+            (key, detectron2_keys(result, self.ground_truth)) for key, result in scores.items()
         )
 
-    def score(self, detections: Detections) -> dict[str, Scores]:
-        """Scores by IoU type: bbox, and segm where every object and detection has a mask."""
+    def _protocols_for(self, detections: Detections) -> list[Protocol]:
+        """The protocols for boxes, and for masks where every object and detection has one."""
         truth = self.ground_truth.segmentations
         both = detections.masks is not None and truth is not None and None not in truth
-        return score_detections(
-            self.ground_truth,
-            detections,
-            iou_types=["bbox", "segm"] if both else ["bbox"],
-            engine=self.engine,
-            max_dets=self.max_dets,
-        )
+        return self.protocols("bbox") + (self.protocols("segm") if both else [])
 
     def _report_coverage(self, seen: Sequence[np.ndarray], detections: Detections) -> None:
         total, distinct = len(self.ground_truth.image_ids), len(np.unique(np.concatenate(seen)))
@@ -172,6 +190,9 @@ class CocoEvaluator(DatasetEvaluator):
             )
         if not len(detections):
             logger.warning("The model detected nothing in %s.", self.dataset_name)
+
+
+CocoEvaluator = DetectionEvaluator  # its default protocols are COCO's
 
 
 def plots_are_due(cfg: CfgNode) -> bool:
@@ -218,8 +239,6 @@ def merge_processes(gathered: Sequence[tuple[np.ndarray, Detections]]) -> Detect
 def detectron2_keys(scores: Scores, ground_truth: GroundTruth) -> dict[str, float]:
     """The flat dictionary that Detectron2's evaluator returns."""
     flat = dict(scores.summary)
-    for group, row in scores.frequency.items():
-        flat[f"AP{group[0]}"] = row["AP"]
     if 1 < ground_truth.num_categories <= MAX_CATEGORY_KEYS:
         labels = ground_truth.labels
         flat.update(

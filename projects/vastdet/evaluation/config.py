@@ -6,10 +6,12 @@ from detectron2.config import CfgNode
 
 def add_evaluation_config(cfg: CfgNode) -> None:
     """Add the keys of `vastdet.evaluation` to `cfg` in place."""
-    # What computes COCO's AP: "hotcoco" (fast) or "pycocotools" (the reference, much slower).
+    # What matches and accumulates: "hotcoco" (fast) or "pycocotools" (the reference, much slower,
+    # which has none of LVIS's rules).
     cfg.TEST.COCO_ENGINE = "hotcoco"
-    # Detections an image and category that count, ascending: AR is reported at each, AP at the
-    # last. Raise the last one together with TEST.DETECTIONS_PER_IMAGE.
+    # COCO's AP: detections an image and category that count, ascending. AR is reported at each, AP
+    # at the last. Raise the last one together with TEST.DETECTIONS_PER_IMAGE. LVIS and V3Det have
+    # limits of their own, 300.
     cfg.TEST.MAX_DETS = [1, 10, 100]
     # When pictures (precision-recall, confusion, AP by size and frequency) are drawn: "never",
     # "final" (the last evaluation of a training run, and every evaluation outside one), "always".

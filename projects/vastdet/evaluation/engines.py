@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """COCO's matching and accumulation by hotcoco (fast) or pycocotools (the reference).
 
+Categories are matched independently of each other, so they are handled in blocks: what an engine
+keeps of a block is gone before the next one starts. Categories without a counted box have no AP,
+and their detections are never looked at.
+
 Shapes: T IoU thresholds, R recall thresholds, K categories, A area ranges, M detection limits.
 """
 
 import contextlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +21,10 @@ import pycocotools.cocoeval
 import pycocotools.mask as mask_util
 
 from vastdet.evaluation.detections import Detections
-from vastdet.evaluation.ground_truth import GroundTruth
+from vastdet.evaluation.ground_truth import FEDERATED_KEYS, GroundTruth
+
+# Categories that an engine gets at a time: memory grows with it, the time hardly falls.
+BLOCK_CATEGORIES = 2048
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,9 @@ class Curves:
     max_dets: tuple[int, ...]
 
 
-Engine = Callable[[GroundTruth, Detections, str, Sequence[int]], Curves]
+# Matches the rows of both sides, all of which belong to the given categories (ascending contiguous
+# ids), and returns COCO's arrays "precision", "recall" and "scores" of these categories alone.
+Engine = Callable[[GroundTruth, Detections, np.ndarray, str, Sequence[int]], Mapping[str, Any]]
 
 
 def accumulate(
@@ -61,14 +70,83 @@ def accumulate(
     """
     if engine not in ENGINES:
         raise ValueError(f"unknown COCO engine {engine!r}, expected one of {sorted(ENGINES)}")
-    if iou_type not in ("bbox", "segm"):
-        raise ValueError(f"unknown IoU type {iou_type!r}, expected 'bbox' or 'segm'")
     limits = [int(limit) for limit in max_dets]
     if not limits or limits[0] < 1 or limits != sorted(set(limits)):
         raise ValueError(f"got max_dets {list(max_dets)}, expected ascending positive numbers")
+    curves = empty_curves(ground_truth.num_categories, limits)
+    fill(curves, ground_truth, detections, run=ENGINES[engine], iou_type=iou_type)
+    return curves
+
+
+def accumulate_federated(
+    ground_truth: GroundTruth, detections: Detections, *, iou_type: str = "bbox", limit: int
+) -> Curves:
+    """Curves by LVIS's rules (arXiv 1908.03195) of detections that are few enough already.
+
+    Detections of a category in an image where nobody looked for it are left out; where its labels
+    are not complete, those that match nothing are ignored. `limit`, which chose the detections, is
+    only kept in the curves. Raises ValueError as `fill` does.
+    """
+    curves = empty_curves(ground_truth.num_categories, [limit])
+    fill(curves, ground_truth, detections, run=run_federated, iou_type=iou_type)
+    return curves
+
+
+def empty_curves(num_categories: int, max_dets: Sequence[int]) -> Curves:
+    """Curves of COCO's thresholds and area ranges in which no category has ground truth."""
+    params = pycocotools.cocoeval.Params("bbox")
+    sizes = (num_categories, len(params.areaRngLbl), len(max_dets))
+    steps = (len(params.iouThrs), len(params.recThrs))
+    return Curves(
+        precision=np.full((*steps, *sizes), -1.0),
+        recall=np.full((steps[0], *sizes), -1.0),
+        scores=np.full((*steps, *sizes), -1.0),
+        iou_thresholds=params.iouThrs,
+        recall_thresholds=params.recThrs,
+        area_labels=tuple(params.areaRngLbl),
+        max_dets=tuple(max_dets),
+    )
+
+
+def fill(
+    curves: Curves,
+    ground_truth: GroundTruth,
+    detections: Detections,
+    *,
+    run: Engine,
+    iou_type: str,
+    categories: np.ndarray | None = None,
+) -> None:
+    """Write the curves of some categories into `curves`, in place.
+
+    `categories` are ascending contiguous ids, by default all that have a counted (not crowd) box.
+    Raises ValueError for an unknown IoU type and for "segm" without masks.
+    """
+    if iou_type not in ("bbox", "segm"):
+        raise ValueError(f"unknown IoU type {iou_type!r}, expected 'bbox' or 'segm'")
     if iou_type == "segm":
         check_masks(ground_truth, detections)
-    return ENGINES[engine](ground_truth, detections, iou_type, limits)
+    if categories is None:
+        categories = np.unique(ground_truth.category_index[~ground_truth.is_crowd])
+    blocks = np.array_split(categories, -(-len(categories) // BLOCK_CATEGORIES) or 1)
+    block_of = np.full(ground_truth.num_categories, -1, dtype=np.int32)
+    for number, block in enumerate(blocks):
+        block_of[block] = number
+    truth_block = block_of[ground_truth.category_index]
+    found_block = block_of[detections.category_index]
+    for number, block in enumerate(blocks):
+        if not block.size:
+            continue
+        part = run(
+            ground_truth.take(np.flatnonzero(truth_block == number)),
+            detections[np.flatnonzero(found_block == number)],
+            block,
+            iou_type,
+            curves.max_dets,
+        )
+        curves.precision[:, :, block] = part["precision"]
+        curves.recall[:, block] = part["recall"]
+        curves.scores[:, :, block] = part["scores"]
 
 
 def check_masks(ground_truth: GroundTruth, detections: Detections) -> None:
@@ -96,29 +174,68 @@ def detection_areas(detections: Detections, iou_type: str) -> np.ndarray:
     return np.array([mask_util.area(mask) for mask in detections.masks], dtype=np.float64)
 
 
-def images_and_categories(
-    ground_truth: GroundTruth,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """COCO's image and category lists with ids counted from 1 (0 means "unmatched" there)."""
-    images = [
-        {"id": index + 1, "height": int(height), "width": int(width)}
-        for index, (height, width) in enumerate(ground_truth.image_sizes)
+def image_list(ground_truth: GroundTruth) -> list[dict[str, Any]]:
+    """COCO's image list with ids counted from 1 (0 means "unmatched" there)."""
+    return [
+        {"id": index + 1, "height": height, "width": width}
+        for index, (height, width) in enumerate(ground_truth.image_sizes.tolist())
     ]
-    categories = [
-        {"id": index + 1, "name": label} for index, label in enumerate(ground_truth.labels)
-    ]
-    return images, categories
+
+
+def category_list(ground_truth: GroundTruth, categories: np.ndarray) -> list[dict[str, Any]]:
+    """COCO's category list with ids counted from 1."""
+    return [{"id": k + 1, "name": ground_truth.labels[k]} for k in categories.tolist()]
 
 
 def run_hotcoco(
-    ground_truth: GroundTruth, detections: Detections, iou_type: str, max_dets: Sequence[int]
-) -> Curves:
+    ground_truth: GroundTruth,
+    detections: Detections,
+    categories: np.ndarray,
+    iou_type: str,
+    max_dets: Sequence[int],
+) -> Mapping[str, Any]:
     """Curves computed by hotcoco, which visits only pairs of image and category that exist."""
-    images, categories = images_and_categories(ground_truth)
+    images = image_list(ground_truth)
+    truth, found = hotcoco_datasets(ground_truth, detections, categories, iou_type, images=images)
+    evaluation = hotcoco.COCOeval(truth, found, iou_type)
+    return evaluated(evaluation, max_dets)
+
+
+def run_federated(
+    ground_truth: GroundTruth,
+    detections: Detections,
+    categories: np.ndarray,
+    iou_type: str,
+    max_dets: Sequence[int],
+) -> Mapping[str, Any]:
+    """As `run_hotcoco` by LVIS's rules, and without a limit: any was applied to all categories."""
+    images = image_list(ground_truth)
+    for key, pairs in zip(
+        FEDERATED_KEYS, (ground_truth.absent, ground_truth.incomplete), strict=True
+    ):
+        for image in images:
+            image[key] = []
+        if pairs is not None:
+            for number, category in pairs[np.isin(pairs[:, 1], categories)].tolist():
+                images[number][key].append(category + 1)
+    truth, found = hotcoco_datasets(ground_truth, detections, categories, iou_type, images=images)
+    evaluation = hotcoco.COCOeval(truth, found, iou_type, lvis_style=True)
+    return evaluated(evaluation, [len(detections) + 1])
+
+
+def hotcoco_datasets(
+    ground_truth: GroundTruth,
+    detections: Detections,
+    categories: np.ndarray,
+    iou_type: str,
+    *,
+    images: list[dict[str, Any]],
+) -> tuple[hotcoco.COCO, hotcoco.COCO]:
+    """Both sides as hotcoco's datasets."""
     segmented = iou_type == "segm"
     truth = hotcoco.COCO.from_arrays(
         images,
-        categories,
+        category_list(ground_truth, categories),
         ground_truth.image_index + 1,
         ground_truth.category_index + 1,
         ground_truth.boxes,
@@ -134,53 +251,57 @@ def run_hotcoco(
     )
     masks = detections.masks if segmented else None
     found = truth.load_res(
-        np.column_stack(columns).astype(np.float64),
+        np.column_stack(columns).astype(np.float64, copy=False),
         segmentation=None if masks is None else list(masks),
     )
     if segmented:
         # Loaded with boxes, detections have the boxes' areas; mask AP goes by the masks'.
         numbers = np.arange(1, len(detections) + 1)
         found.update_anns(ids=numbers, area=detection_areas(detections, iou_type))
-    evaluation = hotcoco.COCOeval(truth, found, iou_type)
-    evaluation.params.max_dets = list(max_dets)
+    return truth, found
+
+
+def evaluated(evaluation: Any, max_dets: Sequence[int]) -> Mapping[str, Any]:
+    """COCO's arrays of hotcoco's or pycocotools's COCOeval, at these limits."""
+    evaluation.params.maxDets = list(max_dets)
     evaluation.evaluate()
     evaluation.accumulate()
-    return curves_of(evaluation.eval, evaluation.params)
+    return evaluation.eval
 
 
 def run_pycocotools(
-    ground_truth: GroundTruth, detections: Detections, iou_type: str, max_dets: Sequence[int]
-) -> Curves:
+    ground_truth: GroundTruth,
+    detections: Detections,
+    categories: np.ndarray,
+    iou_type: str,
+    max_dets: Sequence[int],
+) -> Mapping[str, Any]:
     """Curves computed by pycocotools, the definition of COCO's metrics."""
     truth = pycocotools_dataset(
-        ground_truth, ground_truth, ground_truth.areas, ground_truth.segmentations
+        ground_truth, ground_truth, categories, ground_truth.areas, ground_truth.segmentations
     )
     for annotation, crowd in zip(
         truth.dataset["annotations"], ground_truth.is_crowd.tolist(), strict=True
     ):
         annotation["iscrowd"] = int(crowd)
     areas = detection_areas(detections, iou_type)
-    found = pycocotools_dataset(ground_truth, detections, areas, detections.masks)
+    found = pycocotools_dataset(ground_truth, detections, categories, areas, detections.masks)
     for annotation, score in zip(
         found.dataset["annotations"], detections.scores.tolist(), strict=True
     ):
         annotation["score"] = score
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = pycocotools.cocoeval.COCOeval(truth, found, iou_type)
-        evaluation.params.maxDets = list(max_dets)
-        evaluation.evaluate()
-        evaluation.accumulate()
-    return curves_of(evaluation.eval, evaluation.params)
+        return evaluated(pycocotools.cocoeval.COCOeval(truth, found, iou_type), max_dets)
 
 
 def pycocotools_dataset(
     ground_truth: GroundTruth,
     side: GroundTruth | Detections,
+    categories: np.ndarray,
     areas: np.ndarray,
     masks: Sequence[Any] | np.ndarray | None,
 ) -> pycocotools.coco.COCO:
     """Ground truth or detections as an indexed pycocotools dataset."""
-    images, categories = images_and_categories(ground_truth)
     annotations = [
         {
             "id": number + 1,
@@ -204,23 +325,14 @@ def pycocotools_dataset(
         for annotation, mask in zip(annotations, masks, strict=True):
             annotation["segmentation"] = mask
     dataset = pycocotools.coco.COCO()
-    dataset.dataset = {"images": images, "categories": categories, "annotations": annotations}
+    dataset.dataset = {
+        "images": image_list(ground_truth),
+        "categories": category_list(ground_truth, categories),
+        "annotations": annotations,
+    }
     with contextlib.redirect_stdout(io.StringIO()):
         dataset.createIndex()
     return dataset
-
-
-def curves_of(evaluated: Any, params: Any) -> Curves:
-    """Curves from what either engine leaves in `COCOeval.eval` and `COCOeval.params`."""
-    return Curves(
-        precision=np.asarray(evaluated["precision"]),
-        recall=np.asarray(evaluated["recall"]),
-        scores=np.asarray(evaluated["scores"]),
-        iou_thresholds=np.asarray(params.iouThrs),
-        recall_thresholds=np.asarray(params.recThrs),
-        area_labels=tuple(params.areaRngLbl),
-        max_dets=tuple(params.maxDets),
-    )
 
 
 ENGINES: dict[str, Engine] = {"hotcoco": run_hotcoco, "pycocotools": run_pycocotools}

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ground truth of a dataset as arrays, from a COCO-format file or from dataset dicts.
 
-Shapes: N images, M annotated boxes, K categories.
+Shapes: N images, M annotated boxes, K categories, P pairs of an image and a category.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from vastdet.files import read_json
 from vastdet.vocabulary import CategorySpace
 
 ImageId = int | str
+# LVIS's lists of categories about an image (arXiv 1908.03195).
+FEDERATED_KEYS = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,10 @@ class GroundTruth:
         is_crowd: (M,) bool, regions where detections count neither way.
         segmentations: (M,) polygons or RLE, or None where the dataset has boxes only.
         annotated: False for a test set whose file lists images only.
+        absent: (P, 2) int64, pairs (image number, contiguous category) that were looked for and not
+            found, or None where every category was looked for in every image (LVIS's negatives).
+        incomplete: (P, 2) int64, pairs whose boxes are not all annotated (LVIS's not exhaustive
+            categories), or None.
     """
 
     space: CategorySpace
@@ -53,6 +59,8 @@ class GroundTruth:
     is_crowd: np.ndarray
     segmentations: list[Any] | None = None
     annotated: bool = True
+    absent: np.ndarray | None = None
+    incomplete: np.ndarray | None = None
     source: str = field(default="", compare=False)
 
     @cached_property
@@ -73,6 +81,19 @@ class GroundTruth:
     def num_categories(self) -> int:
         """K."""
         return len(self.space)
+
+    def take(self, rows: np.ndarray) -> "GroundTruth":
+        """The same images and categories with some of the boxes, by their positions."""
+        masks = self.segmentations
+        return replace(
+            self,
+            image_index=self.image_index[rows],
+            category_index=self.category_index[rows],
+            boxes=self.boxes[rows],
+            areas=self.areas[rows],
+            is_crowd=self.is_crowd[rows],
+            segmentations=None if masks is None else [masks[row] for row in rows.tolist()],
+        )
 
 
 def ground_truth_of_dataset(dataset_name: str) -> GroundTruth:
@@ -125,6 +146,7 @@ def from_coco(
     rows = annotations or []
     masks = [row.get("segmentation") or None for row in rows]
     boxes = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
+    absent, incomplete = (federated_pairs(images, key, space, source) for key in FEDERATED_KEYS)
     return GroundTruth(
         space=space,
         image_ids=image_ids,
@@ -141,8 +163,29 @@ def from_coco(
         is_crowd=np.array([bool(row.get("iscrowd", 0)) for row in rows], dtype=bool),
         segmentations=masks if any(masks) else None,
         annotated=annotations is not None,
+        absent=absent,
+        incomplete=incomplete,
         source=source,
     )
+
+
+def federated_pairs(
+    images: Sequence[Mapping[str, Any]], key: str, space: CategorySpace, source: str
+) -> np.ndarray | None:
+    """(P, 2) pairs (image number, contiguous category) under an LVIS key; None where none has it.
+
+    Raises ValueError for a category that the file does not list.
+    """
+    if not any(key in image for image in images):
+        return None
+    rows = [
+        {"image": number, key: category}
+        for number, image in enumerate(images)
+        for category in image.get(key) or ()
+    ]
+    categories = look_up(space.dataset_id_to_contiguous_id, rows, key, source, what="images")
+    numbers = np.array([row["image"] for row in rows], dtype=np.int64)
+    return np.stack([numbers, categories], axis=1)
 
 
 def from_records(
@@ -150,14 +193,19 @@ def from_records(
 ) -> GroundTruth:
     """Ground truth of Detectron2's standard dataset dicts, with contiguous category ids.
 
-    A record without `image_id` gets its number in the list. Areas are those of the masks where
-    they are given, else of the boxes, as in Detectron2's own conversion to COCO.
+    A record without `image_id` gets its number in the list; LVIS's lists of categories hold
+    contiguous ids too, as `vastdet.data` loads them. Areas are those of the masks where they are
+    given, else of the boxes, as in Detectron2's own conversion to COCO.
     """
     content: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": []}
     for number, record in enumerate(records):
         image_id = record.get("image_id", number)
         size = (record.get("height", 0), record.get("width", 0))
-        content["images"].append({"id": image_id, "height": size[0], "width": size[1]})
+        image = {"id": image_id, "height": size[0], "width": size[1]}
+        for key in FEDERATED_KEYS:
+            if key in record:
+                image[key] = [space.to_dataset(index) for index in record[key]]
+        content["images"].append(image)
         for annotation in record.get("annotations", ()):
             index = annotation["category_id"]
             if not 0 <= index < len(space):
@@ -191,13 +239,18 @@ def annotation_shape(annotation: Mapping[str, Any], size: tuple[int, int]) -> di
 
 
 def look_up(
-    index: Mapping[Any, int], rows: Sequence[Mapping[str, Any]], key: str, source: str
+    index: Mapping[Any, int],
+    rows: Sequence[Mapping[str, Any]],
+    key: str,
+    source: str,
+    *,
+    what: str = "annotations",
 ) -> np.ndarray:
     """The numbers of the ids under `key`; ValueError names the first unknown one and the count."""
     unknown = [row[key] for row in rows if row[key] not in index]
     if unknown:
         raise ValueError(
-            f"{source or 'the ground truth'}: {len(unknown)} annotations have a {key} that the "
+            f"{source or 'the ground truth'}: {len(unknown)} {what} have a {key} that the "
             f"file does not list, the first {unknown[0]!r}; tools/check_dataset.py --fix drops them"
         )
     return np.array([index[row[key]] for row in rows], dtype=np.int64)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers of a COCO evaluation: summary, per category, per frequency group, in percent.
+"""The numbers of an evaluation: summary, per category, per group of categories, in percent.
 
 Shapes: T IoU thresholds, R recall thresholds, K categories, A area ranges, M detection limits.
 """
@@ -13,6 +13,12 @@ from vastdet.evaluation.engines import Curves
 from vastdet.evaluation.ground_truth import GroundTruth
 
 FREQUENCY_NAMES = {"r": "rare", "c": "common", "f": "frequent"}
+# The groups' names in summary keys: LVIS has APr, APc, APf.
+GROUP_SUFFIXES = {
+    **{name: letter for letter, name in FREQUENCY_NAMES.items()},
+    "base": "base",
+    "novel": "novel",
+}
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,8 @@ class CategoryScores:
     """One row a category; percent, NaN where the category has no ground truth.
 
     Attributes:
-        ap, ap50, ap75, aps, apm, apl, ar: (K,) float64; AR and AP at the last detection limit.
+        ap, ap50, ap75, aps, apm, apl: (K,) float64, AP at the last detection limit.
+        ar, ars, arm, arl: (K,) float64, AR at the last detection limit.
         num_boxes: (K,) ground-truth boxes that are not crowd.
         num_images: (K,) images with such a box.
         num_detections: (K,).
@@ -33,22 +40,31 @@ class CategoryScores:
     apm: np.ndarray
     apl: np.ndarray
     ar: np.ndarray
+    ars: np.ndarray
+    arm: np.ndarray
+    arl: np.ndarray
     num_boxes: np.ndarray
     num_images: np.ndarray
     num_detections: np.ndarray
+
+
+# Of `CategoryScores`, what is averaged over a group of categories.
+GROUP_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR", "ARs", "ARm", "ARl")
 
 
 @dataclass(frozen=True)
 class Scores:
     """Everything that is reported of one evaluation with one IoU type.
 
-    `summary` has Detectron2's keys (AP, AP50, AP75, APs, APm, APl) and AR at every detection
-    limit (AR1, AR10, AR100) and area (ARs, ARm, ARl); `frequency` has the groups that occur.
+    `summary` has Detectron2's keys (AP, AP50, AP75, APs, APm, APl), AR at every detection limit
+    (AR1, AR10, AR100) and area (ARs, ARm, ARl), and the AP of every group (APr, APc, APf; APbase,
+    APnovel). `groups` has the groups that occur, by name: how many of their categories have ground
+    truth, and the means over these.
     """
 
     summary: dict[str, float]
     categories: CategoryScores
-    frequency: dict[str, dict[str, float]]
+    groups: dict[str, dict[str, float]]
     curves: Curves
 
 
@@ -60,7 +76,11 @@ def mean_percent(values: np.ndarray) -> float:
 
 def mean_percent_of_categories(values: np.ndarray) -> np.ndarray:
     """(K,) `mean_percent` of each category of (..., K)."""
-    return np.array([mean_percent(values[..., k]) for k in range(values.shape[-1])])
+    present = values > -1
+    before = tuple(range(values.ndim - 1))
+    count = present.sum(axis=before)
+    total = np.sum(values, axis=before, where=present)
+    return np.divide(100 * total, count, out=np.full(len(count), np.nan), where=count > 0)
 
 
 def score(curves: Curves, ground_truth: GroundTruth, detections: Detections) -> Scores:
@@ -70,12 +90,10 @@ def score(curves: Curves, ground_truth: GroundTruth, detections: Detections) -> 
     the categories with ground truth, at the last detection limit; AR is the mean recall.
     """
     categories = score_categories(curves, ground_truth, detections)
-    return Scores(
-        summary=summarize(curves),
-        categories=categories,
-        frequency=score_frequencies(categories, ground_truth),
-        curves=curves,
-    )
+    groups = score_groups(categories, ground_truth)
+    summary = summarize(curves)
+    summary |= {f"AP{GROUP_SUFFIXES[name]}": row["AP"] for name, row in groups.items()}
+    return Scores(summary=summary, categories=categories, groups=groups, curves=curves)
 
 
 def threshold_index(curves: Curves, iou: float) -> int:
@@ -107,7 +125,7 @@ def score_categories(
     curves: Curves, ground_truth: GroundTruth, detections: Detections
 ) -> CategoryScores:
     """The same numbers for each category on its own, and how much there is of it."""
-    precision = curves.precision[..., -1]
+    precision, recall = curves.precision[..., -1], curves.recall[..., -1]
     area = {label: index for index, label in enumerate(curves.area_labels)}
     at_50, at_75 = threshold_index(curves, 0.5), threshold_index(curves, 0.75)
     counted = ~ground_truth.is_crowd
@@ -126,29 +144,37 @@ def score_categories(
         aps=reduce(precision[..., area["small"]]),
         apm=reduce(precision[..., area["medium"]]),
         apl=reduce(precision[..., area["large"]]),
-        ar=reduce(curves.recall[..., area["all"], -1]),
+        ar=reduce(recall[..., area["all"]]),
+        ars=reduce(recall[..., area["small"]]),
+        arm=reduce(recall[..., area["medium"]]),
+        arl=reduce(recall[..., area["large"]]),
         num_boxes=count(category),
         num_images=count(pairs[0]),
         num_detections=count(detections.category_index),
     )
 
 
-def score_frequencies(
+def category_groups(ground_truth: GroundTruth) -> dict[str, np.ndarray]:
+    """(K,) bool masks of the groups that the categories state: by frequency, and base and novel."""
+    letters = np.array([letter or "" for letter in ground_truth.space.frequency])
+    groups = {name: letters == letter for letter, name in FREQUENCY_NAMES.items()}
+    if ground_truth.space.novel is not None:
+        novel = np.array(ground_truth.space.novel, dtype=bool)
+        if novel.any():
+            groups |= {"base": ~novel, "novel": novel}
+    return {name: mask for name, mask in groups.items() if mask.any()}
+
+
+def score_groups(
     categories: CategoryScores, ground_truth: GroundTruth
 ) -> dict[str, dict[str, float]]:
-    """Means over the rare, common and frequent categories that have ground truth; {} without."""
-    groups = np.array([group or "" for group in ground_truth.space.frequency])
+    """Means over the categories of each group that have ground truth (of the size, for a size)."""
     table = {}
-    for letter, name in FREQUENCY_NAMES.items():
-        chosen = (groups == letter) & ~np.isnan(categories.ap)
-        if not (groups == letter).any():
-            continue
-        columns = {"AP": categories.ap, "AP50": categories.ap50, "AR": categories.ar}
-        table[name] = {
-            "categories": float(chosen.sum()),
-            **{
-                key: float(column[chosen].mean()) if chosen.any() else float("nan")
-                for key, column in columns.items()
-            },
-        }
+    for name, mask in category_groups(ground_truth).items():
+        row = {"categories": float((mask & (categories.num_boxes > 0)).sum())}
+        for key in GROUP_COLUMNS:
+            values = getattr(categories, key.lower())[mask]
+            values = values[~np.isnan(values)]
+            row[key] = float(values.mean()) if values.size else float("nan")
+        table[name] = row
     return table

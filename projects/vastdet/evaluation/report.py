@@ -2,7 +2,7 @@
 """What an evaluation leaves behind: log lines, metrics.json, per_category.csv, pictures."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from vastdet.evaluation.confusion import confusion_matrix
 from vastdet.evaluation.detections import Detections
 from vastdet.evaluation.ground_truth import GroundTruth
 from vastdet.evaluation.metrics import CategoryScores, Scores
+from vastdet.evaluation.protocols import Protocol
 from vastdet.files import write_csv, write_json
 
 logger = logging.getLogger(__name__)
@@ -27,25 +28,28 @@ class ReportOptions:
     Attributes:
         plots: draw the pictures.
         confusion_score: lowest score of a detection in the confusion matrix.
-        note: a sentence on how the numbers must be read, kept beside them.
     """
 
     plots: bool = False
     confusion_score: float = 0.3
-    note: str = ""
 
 
-def log_scores(scores: Scores, ground_truth: GroundTruth, *, iou_type: str, note: str = "") -> None:
-    """Log the summary and, where categories have frequency groups, their means."""
-    logger.info("Evaluation results for %s:\n%s", iou_type, create_small_table(scores.summary))
-    for group, row in scores.frequency.items():
+def log_scores(scores: Scores, protocol: Protocol) -> None:
+    """Log the summary with what it counts, and the means of the groups of categories."""
+    logger.info(
+        "%s (%s): %s\n%s",
+        protocol.title,
+        protocol.key,
+        protocol.description,
+        create_small_table(scores.summary),
+    )
+    for group, row in scores.groups.items():
         logger.info("%s categories:\n%s", group, create_small_table(row))
-    if note:
-        logger.warning(note)
 
 
 def write_report(
     folder: Path,
+    protocols: Sequence[Protocol],
     scores: Mapping[str, Scores],
     ground_truth: GroundTruth,
     detections: Detections,
@@ -56,24 +60,27 @@ def write_report(
 ) -> None:
     """Write every file of an evaluation but the detections themselves.
 
-    `scores` is keyed by IoU type; files of another type than bbox carry its name.
+    `scores` is keyed by protocol; the files of another protocol than bbox carry its key.
     """
     content: dict[str, Any] = {
         "dataset": dataset,
         "engine": engine,
-        "note": options.note,
+        "note": " ".join(f"{p.title} ({p.key}): {p.description}" for p in protocols),
         "num_images": len(ground_truth.image_ids),
         "num_categories": ground_truth.num_categories,
         "num_boxes": int((~ground_truth.is_crowd).sum()),
         "num_detections": len(detections),
     }
-    for iou_type, result in scores.items():
-        suffix = "" if iou_type == "bbox" else f"_{iou_type}"
+    for protocol in protocols:
+        result = scores[protocol.key]
+        suffix = file_suffix(protocol)
         header, rows = category_table(result.categories, ground_truth)
         write_csv(folder / f"per_category{suffix}.csv", header, rows)
-        content[iou_type] = {
+        content[protocol.key] = {
+            "title": protocol.title,
+            "description": protocol.description,
             **result.summary,
-            "frequency": result.frequency,
+            "groups": result.groups,
             "per_category": [dict(zip(header, row, strict=True)) for row in rows],
         }
         if options.plots:
@@ -81,6 +88,11 @@ def write_report(
     if options.plots:
         write_confusion(folder, ground_truth, detections, options.confusion_score)
     write_json(folder / "metrics.json", content, indent=1)
+
+
+def file_suffix(protocol: Protocol) -> str:
+    """What the names of a protocol's files end on: nothing for boxes by a dataset's main rule."""
+    return "" if protocol.key == "bbox" else f"_{protocol.key}"
 
 
 def write_score_plots(folder: Path, suffix: str, scores: Scores, ground_truth: GroundTruth) -> None:

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables of an evaluation for the terminal."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from rich.table import Table
 
 from vastdet.evaluation.ground_truth import GroundTruth
 from vastdet.evaluation.metrics import Scores
+from vastdet.evaluation.protocols import Protocol
 
 # Above this many categories only the best and the worst are listed.
 MAX_ROWS = 40
@@ -21,35 +24,32 @@ def new_table(title: str) -> Table:
     return Table(title=title, title_justify="left", min_width=len(title))
 
 
-def summary_table(scores: Scores, *, title: str) -> Table:
-    """COCO's summary in two rows of columns: precision, then recall."""
+def summary_table(
+    protocols: Sequence[Protocol], scores: Mapping[str, Scores], *, title: str
+) -> Table:
+    """Every summary number, a row each, in one column a protocol."""
     table = new_table(title)
-    keys = list(scores.summary)
-    precision = [key for key in keys if key.startswith("AP")]
-    recall = [key for key in keys if key.startswith("AR")]
-    for heading in ("precision", "%", "recall", "%"):
-        table.add_column(heading, justify="right" if heading == "%" else "left")
-    for row in range(max(len(precision), len(recall))):
-        cells = []
-        for column in (precision, recall):
-            key = column[row] if row < len(column) else None
-            cells += [key or "", "" if key is None else number(scores.summary[key])]
-        table.add_row(*cells)
+    table.add_column("%")
+    for protocol in protocols:
+        table.add_column(protocol.title, justify="right")
+    keys = dict.fromkeys(key for p in protocols for key in scores[p.key].summary)
+    for key in keys:
+        values = (scores[p.key].summary.get(key) for p in protocols)
+        table.add_row(key, *("" if value is None else number(value) for value in values))
     return table
 
 
-def frequency_table(scores: Scores) -> Table | None:
-    """Means over rare, common and frequent categories; None where there are no such groups."""
-    if not scores.frequency:
+def group_table(scores: Scores, *, title: str) -> Table | None:
+    """Means over groups of categories (rare, novel, ...); None where there are no groups."""
+    if not scores.groups:
         return None
-    table = new_table("by frequency in training")
+    table = new_table(title)
     table.add_column("group")
-    for heading in ("categories", "AP", "AP50", "AR"):
+    columns = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR")
+    for heading in ("categories", *columns):
         table.add_column(heading, justify="right")
-    for group, row in scores.frequency.items():
-        table.add_row(
-            group, f"{row['categories']:.0f}", *(number(row[k]) for k in ("AP", "AP50", "AR"))
-        )
+    for group, row in scores.groups.items():
+        table.add_row(group, f"{row['categories']:.0f}", *(number(row[k]) for k in columns))
     return table
 
 

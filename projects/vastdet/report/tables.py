@@ -24,6 +24,9 @@ MEANINGS = {
     "APr": "rare categories",
     "APc": "common categories",
     "APf": "frequent categories",
+    "APbase": "categories seen in training",
+    "APnovel": "categories held out of training",
+    "APovd": "V3Det's open-vocabulary AP: a quarter base, three quarters novel",
     "ARs": "recall of small objects",
     "ARm": "recall of medium objects",
     "ARl": "recall of large objects",
@@ -31,14 +34,14 @@ MEANINGS = {
 
 
 def metrics_table(metrics: Mapping[str, float | None]) -> str:
-    """Summary scores with their meaning, grouped as "bbox", "bbox/frequency/rare", ..."""
+    """Summary scores with their meaning, grouped as "bbox", "bbox/groups/rare", ..."""
     rows = []
     for name, value in metrics.items():
         group, _, short = name.rpartition("/")
         if not group or not short.startswith("A") or short.startswith("AP-"):
             continue
         text = "undefined" if value is None else f"{value:.1f}"
-        where = group.removeprefix("bbox").strip("/").replace("frequency/", "")
+        where = group.removeprefix("bbox").strip("/").replace("groups/", "")
         label = f"{short} {where}".strip()
         rows.append(
             f"<tr><th scope='row'>{escape(label)}</th><td>{text}</td>"
@@ -55,6 +58,8 @@ def metrics_table(metrics: Mapping[str, float | None]) -> str:
 
 def meaning(name: str) -> str:
     """What a metric's short name stands for, or "" for an unknown one."""
+    if name.startswith("ARC"):
+        return f"labelled categories that are among an image's {name[3:]} best detected ones"
     if name.startswith("AR") and name[2:].isdigit():
         return f"recall with at most {name[2:]} detections an image"
     return MEANINGS.get(name, "")
