@@ -6,7 +6,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from tests.models.test_architectures import set_prediction
+from tests.models.architectures import set_prediction
 
 from vastdet.detr.export import (
     DetectionNetwork,
