@@ -5,8 +5,8 @@ import itertools
 
 import pytest
 import torch
-from detectron2.structures import Boxes, Instances
 from scipy.optimize import linear_sum_assignment
+from tests.detr.two_images import padded_maps, random_targets
 from torch import Tensor, nn
 
 from vastdet.detr.criterion import LossWeights, ObjectnessCriterion
@@ -67,25 +67,11 @@ def transformer(num_many: int = NUM_MANY) -> HybridTransformer:
 
 
 def maps() -> tuple[list[Tensor], list[Tensor]]:
-    generator = torch.Generator().manual_seed(1)
-    levels = [torch.randn(2, WIDTH, *size, generator=generator) for size in SIZES]
-    masks = [torch.zeros(2, *size, dtype=torch.bool) for size in SIZES]
-    masks[0][1, :, 6:] = True
-    masks[1][1, :, 3:] = True
-    return levels, masks
+    return padded_maps(WIDTH, SIZES)
 
 
 def targets(*counts: int) -> Targets:
-    generator = torch.Generator().manual_seed(2)
-    images = []
-    for count in counts:
-        image = Instances((60, 60))
-        corners = torch.rand(count, 2, 2, generator=generator).sort(dim=1).values * 60
-        image.gt_boxes = Boxes(corners.flatten(1))
-        image.gt_classes = torch.arange(count) % NUM_CLASSES
-        images.append(image)
-    names = [f"image {i}" for i in range(len(counts))]
-    return Targets.from_instances(images, names, torch.device("cpu"))
+    return random_targets(*counts, num_classes=NUM_CLASSES)
 
 
 def criterion(num_repeats: int = 3, weight: float = 0.5) -> HybridCriterion:

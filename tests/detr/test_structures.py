@@ -1,22 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from detectron2.structures import Boxes, Instances
-
-from vastdet.detr.structures import Targets
-
-
-def targets(*counts: int) -> Targets:
-    """Images with that many different boxes of different classes."""
-    generator = torch.Generator().manual_seed(0)
-    images = []
-    for count in counts:
-        corners = torch.rand(count, 2, 2, generator=generator).sort(dim=1).values * 60
-        image = Instances((60, 60))
-        image.gt_boxes = Boxes(corners.flatten(1))
-        image.gt_classes = torch.arange(count) + 3
-        images.append(image)
-    return Targets.from_instances(images, ["x"] * len(counts), torch.device("cpu"))
+from tests.detr.two_images import random_targets
 
 
 @pytest.mark.parametrize("counts", [(1, 3, 0), (0, 0), (2, 2), (5,)])
@@ -24,7 +9,7 @@ def targets(*counts: int) -> Targets:
 def test_repeated_targets_are_those_of_repeated_instances(
     counts: tuple[int, ...], times: int
 ) -> None:
-    plain = targets(*counts)
+    plain = random_targets(*counts, num_classes=80)
     made = plain.repeated(times)
     assert made.num_boxes == tuple(times * count for count in counts)
     assert made.filled.sum(dim=1).tolist() == list(made.num_boxes)
@@ -38,4 +23,4 @@ def test_repeated_targets_are_those_of_repeated_instances(
 
 def test_boxes_cannot_be_repeated_zero_times() -> None:
     with pytest.raises(ValueError, match="once or more often, got 0 times"):
-        targets(2).repeated(0)
+        random_targets(2, num_classes=80).repeated(0)

@@ -13,6 +13,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling.backbone.resnet import BasicStem, BottleneckBlock, ResNet
 from detectron2.structures import Boxes, Instances
+from tests.models.comparison import assert_same_predictions
 from torch import Tensor, nn
 
 from vastdet.detr.denoising import Noise
@@ -143,6 +144,20 @@ def assert_same_detections(found: list[Instances], expected: list[dict[str, Tens
         torch.testing.assert_close(ours.scores, theirs["scores"], atol=1e-5, rtol=0)
         assert torch.equal(ours.pred_classes, theirs["labels"])
         torch.testing.assert_close(ours.pred_boxes.tensor, theirs["boxes"], atol=1e-3, rtol=0)
+
+
+def assert_same_inference(model: SetDetector, reference: Mapping[str, Any]) -> None:
+    """Last layer and detections of the images of a fixture."""
+    inputs, expected = reference["inputs"], reference["eval"]
+    outputs = expected["outputs"]
+    model.eval()
+    with torch.no_grad():
+        last = model.predict_padded(inputs["images"]).decoder
+        found = model.detections(last, [tuple(size) for size in inputs["sizes"]])
+    assert_same_predictions(
+        last, *(expected["outputs"][f"pred_{x}"][None] for x in ("logits", "boxes"))
+    )
+    assert_same_detections(found, expected["detections_input_size"])
 
 
 def assert_same_matches(ours: Tensor, expected: list[list[Tensor]], name: str) -> None:

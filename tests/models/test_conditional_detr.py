@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
+from tests.models.comparison import assert_same_gradients, assert_same_predictions
 from tests.models.transformers_reference import (
     COMMON_RENAMES,
     SIZES,
     OurHalf,
+    assert_same_evaluation,
     labelled,
-    largest_difference,
     padded_batch,
     randomise,
     small_config,
@@ -79,31 +80,22 @@ def test_outputs_losses_and_gradients_equal_transformers(
     ours.train()
     found = ours(feature.detach(), their_mask)
     losses = build_criterion(cfg.MODEL.CONDITIONAL_DETR)(found, targets)
-    their_losses = {}
+    their_losses, logits, boxes = {}, [], []
     for i, number in enumerate(("_0", "_1", "")):
         output = first_layers(theirs, i + 1, pixel_values=pixels, pixel_mask=mask, labels=labels)
-        assert largest_difference(found.decoder.logits[i], output.logits) < 2e-5
-        assert largest_difference(found.decoder.boxes[i], output.pred_boxes) < 2e-6
+        logits.append(output.logits)
+        boxes.append(output.pred_boxes)
         their_losses |= {f"{name}{number}": loss for name, loss in output.loss_dict.items()}
+    assert_same_predictions(found.decoder, torch.stack(logits), torch.stack(boxes))
     expected = weighted_losses(their_losses, class_weight=2.0)
     for name, value in expected.items():
         assert losses[name].item() == pytest.approx(value.item(), rel=1e-5), name
     sum(losses.values()).backward()
     theirs.zero_grad()
     sum(expected.values()).backward()
-    their_gradients = without_backbone({k: p.grad for k, p in theirs.named_parameters()}, RENAMES)
-    for name, parameter in ours.named_parameters():
-        scale = max(float(their_gradients[name].abs().max()), 0.1)
-        assert largest_difference(parameter.grad, their_gradients[name]) < 1e-4 * scale, name
+    gradients = without_backbone({k: p.grad for k, p in theirs.named_parameters()}, RENAMES)
+    assert_same_gradients(dict(ours.named_parameters()), gradients)
 
 
 def test_evaluation_gives_the_last_layer(ours: OurHalf, theirs: nn.Module) -> None:
-    pixels, mask = padded_batch()
-    feature, their_mask = theirs.model.backbone(pixels, mask)[-1]
-    ours.eval()
-    with torch.no_grad():
-        found = ours(feature, their_mask)
-        output = theirs(pixel_values=pixels, pixel_mask=mask)
-    assert largest_difference(found.decoder.logits[-1], output.logits) < 2e-5
-    assert largest_difference(found.decoder.boxes[-1], output.pred_boxes) < 2e-6
-    assert len(found.decoder.logits) == 1
+    assert_same_evaluation(ours, theirs, *theirs.model.backbone(*padded_batch())[-1])

@@ -12,7 +12,7 @@ from tests.models.family_reference import (
     NUM_DECODER,
     NUM_ENCODER,
     NUM_LEVELS,
-    assert_same_detections,
+    assert_same_inference,
     assert_same_matches,
     compare_gradients,
     read,
@@ -72,17 +72,8 @@ def targets(reference: dict[str, Any]) -> Targets:
 
 
 def test_detections_equal_the_authors(model: SetDetector, reference: dict[str, Any]) -> None:
-    expected = reference["eval"]["outputs"]
-    model.eval()
-    with torch.no_grad():
-        predictions = model.predict_padded(reference["inputs"]["images"])
-        found = model.detections(
-            predictions.decoder, [tuple(s) for s in reference["inputs"]["sizes"]]
-        )
     # Measured: logits 3.9e-6, boxes 1.8e-7.
-    assert largest_difference(predictions.decoder.logits[-1], expected["pred_logits"]) < 2e-5
-    assert largest_difference(predictions.decoder.boxes[-1], expected["pred_boxes"]) < 2e-6
-    assert_same_detections(found, reference["eval"]["detections_input_size"])
+    assert_same_inference(model, reference)
 
 
 def test_queries_without_denoising_are_those_with_it(

@@ -4,15 +4,15 @@
 import pytest
 import torch
 from detectron2.config import CfgNode
+from tests.models.comparison import assert_same_gradients, assert_same_predictions
 from tests.models.transformers_reference import (
     DAB_RENAMES,
     SIZES,
     OurHalf,
+    assert_same_evaluation,
     labelled,
-    largest_difference,
     padded_batch,
-    randomise,
-    small_config,
+    random_dab_detr,
     weighted_losses,
     without_backbone,
 )
@@ -23,16 +23,8 @@ from vastdet.models.dab_detr.dab_detr import build_criterion, build_transformer
 
 @pytest.fixture(scope="module", params=[0, 2], ids=["no patterns", "two patterns"])
 def theirs(request: pytest.FixtureRequest) -> nn.Module:
-    transformers = pytest.importorskip("transformers")
-    config = small_config(
-        transformers.DabDetrConfig,
-        "hidden_size",
-        auxiliary_loss=True,
-        num_patterns=request.param,
-    )
-    model = transformers.DabDetrForObjectDetection(config).eval()
-    randomise(model)
-    return model
+    pytest.importorskip("transformers")
+    return random_dab_detr(request.param)
 
 
 @pytest.fixture
@@ -57,30 +49,18 @@ def test_outputs_losses_and_gradients_equal_transformers(
     losses = build_criterion(cfg.MODEL.DAB_DETR)(found, targets)
     output = theirs(pixel_values=pixels, pixel_mask=mask, labels=labels)
     layers = [*output.auxiliary_outputs, {"logits": output.logits, "pred_boxes": output.pred_boxes}]
-    for i, layer in enumerate(layers):
-        assert largest_difference(found.decoder.logits[i], layer["logits"]) < 2e-5
-        assert largest_difference(found.decoder.boxes[i], layer["pred_boxes"]) < 2e-6
+    logits, boxes = (torch.stack([x[k] for x in layers]) for k in ("logits", "pred_boxes"))
+    assert_same_predictions(found.decoder, logits, boxes)
     expected = weighted_losses(output.loss_dict, class_weight=1.0)
     for name, value in expected.items():
         assert losses[name].item() == pytest.approx(value.item(), rel=1e-5), name
     sum(losses.values()).backward()
     theirs.zero_grad()
     sum(expected.values()).backward()
-    their_gradients = without_backbone(
-        {k: p.grad for k, p in theirs.named_parameters()}, DAB_RENAMES
-    )
-    for name, parameter in ours.named_parameters():
-        scale = max(float(their_gradients[name].abs().max()), 0.1)
-        assert largest_difference(parameter.grad, their_gradients[name]) < 1e-4 * scale, name
+    gradients = without_backbone({k: p.grad for k, p in theirs.named_parameters()}, DAB_RENAMES)
+    assert_same_gradients(dict(ours.named_parameters()), gradients)
 
 
 def test_evaluation_gives_the_last_layer(ours: OurHalf, theirs: nn.Module) -> None:
-    pixels, mask = padded_batch()
-    feature, their_mask = theirs.model.backbone(pixels, mask)[0][-1]
-    ours.eval()
-    with torch.no_grad():
-        found = ours(feature, their_mask)
-        output = theirs(pixel_values=pixels, pixel_mask=mask)
-    assert largest_difference(found.decoder.logits[-1], output.logits) < 2e-5
-    assert largest_difference(found.decoder.boxes[-1], output.pred_boxes) < 2e-6
-    assert len(found.decoder.logits) == 1
+    features, _ = theirs.model.backbone(*padded_batch())
+    assert_same_evaluation(ours, theirs, *features[-1])

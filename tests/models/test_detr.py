@@ -7,6 +7,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from tests.models import detr_reference as reference
+from tests.models.comparison import largest_difference
 from tests.models.family_reference import tiny_resnet
 from torch import Tensor, nn
 
@@ -43,13 +44,6 @@ def model(cfg: CfgNode, theirs: nn.Module) -> DETR:
     )
     model.load_state_dict(reference.our_state_dict(theirs))
     return model
-
-
-def largest_difference(ours: Tensor, theirs: Tensor) -> float:
-    assert ours.shape == theirs.shape
-    difference = float((ours - theirs).detach().abs().max())
-    print(f"largest difference {difference:.1e}")  # shown by pytest -s
-    return difference
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from tests.models.comparison import largest_difference
 from tests.models.dino_reference import converter, small_dino
 from tests.models.family_reference import (
-    assert_same_detections,
+    assert_same_inference,
     assert_same_matches,
     compare_gradients,
     read,
@@ -49,17 +49,8 @@ def targets(reference: dict[str, Any]) -> Targets:
 
 
 def test_detections_equal_the_authors(model: DINO, reference: dict[str, Any]) -> None:
-    expected = reference["eval"]["outputs"]
-    model.eval()
-    with torch.no_grad():
-        predictions = model.predict_padded(reference["inputs"]["images"])
-        found = model.detections(
-            predictions.decoder, [tuple(s) for s in reference["inputs"]["sizes"]]
-        )
     # Measured: logits 4e-6, boxes 5e-7.
-    assert largest_difference(predictions.decoder.logits[-1], expected["pred_logits"]) < 2e-5
-    assert largest_difference(predictions.decoder.boxes[-1], expected["pred_boxes"]) < 2e-6
-    assert_same_detections(found, reference["eval"]["detections_input_size"])
+    assert_same_inference(model, reference)
 
 
 def authors_noise(

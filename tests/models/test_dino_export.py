@@ -7,8 +7,8 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from tests.models.comparison import largest_difference
 from tests.models.architectures import set_prediction
+from tests.models.comparison import largest_difference
 from torch import nn
 
 from vastdet.detr.export import (

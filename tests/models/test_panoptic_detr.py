@@ -8,6 +8,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from tests.models import detr_reference as reference
+from tests.models.comparison import largest_difference
 from tests.models.family_reference import tiny_resnet
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -60,13 +61,6 @@ def model(cfg: CfgNode, theirs: nn.Module) -> PanopticDETR:
     model = build(cfg)
     model.load_state_dict(reference.our_state_dict(theirs))
     return model
-
-
-def largest_difference(ours: Tensor, theirs: Tensor) -> float:
-    assert ours.shape == theirs.shape
-    difference = float((ours - theirs).detach().abs().max())
-    print(f"largest difference {difference:.1e}")  # shown by pytest -s
-    return difference
 
 
 def all_masks(predictions: MaskPredictions) -> Tensor:

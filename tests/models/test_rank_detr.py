@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from tests.detr.two_images import padded_maps, random_targets
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -45,24 +45,11 @@ def transformer(node: CfgNode) -> HybridTransformer:
 
 
 def maps() -> tuple[list[Tensor], list[Tensor]]:
-    generator = torch.Generator().manual_seed(1)
-    levels = [torch.randn(2, WIDTH, *size, generator=generator) for size in SIZES]
-    masks = [torch.zeros(2, *size, dtype=torch.bool) for size in SIZES]
-    masks[0][1, :, 8:] = True
-    masks[1][1, :, 4:] = True
-    return levels, masks
+    return padded_maps(WIDTH, SIZES, filled=0.8)
 
 
 def targets(*counts: int) -> Targets:
-    generator = torch.Generator().manual_seed(2)
-    images = []
-    for count in counts:
-        image = Instances((60, 60))
-        corners = torch.rand(count, 2, 2, generator=generator).sort(dim=1).values * 60
-        image.gt_boxes = Boxes(corners.flatten(1))
-        image.gt_classes = torch.arange(count) % NUM_CLASSES
-        images.append(image)
-    return Targets.from_instances(images, ["a", "b"], torch.device("cpu"))
+    return random_targets(*counts, num_classes=NUM_CLASSES)
 
 
 def logit(box: Tensor) -> Tensor:

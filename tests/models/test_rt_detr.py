@@ -9,8 +9,8 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from tests.models.rt_detr_reference import NUM_CLASSES, our_model, transformers_model
 from tests.models.architectures import set_prediction
+from tests.models.rt_detr_reference import NUM_CLASSES, our_model, transformers_model
 from torch import Tensor, nn
 
 from vastdet.detr.export import DetectionNetwork, example_images, export_program

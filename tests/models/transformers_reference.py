@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from detectron2.layers import ShapeSpec
+from tests.models.comparison import assert_same_predictions
 from torch import Tensor, nn
 
 from vastdet.detr.neck import MapProjection
@@ -172,8 +173,26 @@ def weighted_losses(losses: Mapping[str, Tensor], *, class_weight: float) -> dic
     return found
 
 
-def largest_difference(ours: Tensor, theirs: Tensor) -> float:
-    assert ours.shape == theirs.shape
-    difference = float((ours - theirs).detach().abs().max())
-    print(f"largest difference {difference:.1e} of {float(theirs.detach().abs().max()):.2f}")
-    return difference
+def assert_same_evaluation(
+    ours: OurHalf, theirs: nn.Module, feature: Tensor, mask: Tensor
+) -> SetPredictions:
+    """Predictions of ours at inference beside theirs, given the map of their `padded_batch`."""
+    pixels, their_mask = padded_batch()
+    ours.eval()
+    with torch.no_grad():
+        found = ours(feature, mask)
+        output = theirs(pixel_values=pixels, pixel_mask=their_mask)
+    assert_same_predictions(found.decoder, output.logits[None], output.pred_boxes[None])
+    return found
+
+
+def random_dab_detr(num_patterns: int) -> nn.Module:
+    """Their DAB-DETR, which gives the outputs of all layers."""
+    import transformers
+
+    config = small_config(
+        transformers.DabDetrConfig, "hidden_size", auxiliary_loss=True, num_patterns=num_patterns
+    )
+    model = transformers.DabDetrForObjectDetection(config).eval()
+    randomise(model)
+    return model
