@@ -154,9 +154,7 @@ def assert_same_inference(model: SetDetector, reference: Mapping[str, Any]) -> N
     with torch.no_grad():
         last = model.predict_padded(inputs["images"]).decoder
         found = model.detections(last, [tuple(size) for size in inputs["sizes"]])
-    assert_same_predictions(
-        last, *(expected["outputs"][f"pred_{x}"][None] for x in ("logits", "boxes"))
-    )
+    assert_same_predictions(last, outputs["pred_logits"][None], outputs["pred_boxes"][None])
     assert_same_detections(found, expected["detections_input_size"])
 
 
