@@ -13,7 +13,7 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import BoxMode
 
 from vastdet.data import category_space, register_coco
-from vastdet.data.coco_records import load_coco_records
+from vastdet.data.coco_records import load_coco_table
 from vastdet.vocabulary import CategorySpace
 
 Document = dict[str, Any]
@@ -164,7 +164,7 @@ def test_files_of_another_kind_are_errors(text: str, tmp_path: Path) -> None:
 def test_a_list_where_an_object_is_expected(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(ValueError, match=r"list\.json holds a list; expected an object"):
-        load_coco_records(tmp_path / "list.json", "r", CategorySpace.from_names(["a"]))
+        load_coco_table(tmp_path / "list.json", "r", CategorySpace.from_names(["a"]))
 
 
 def test_annotations_of_unknown_images_are_counted(
@@ -212,7 +212,7 @@ def test_lvis_lists_are_contiguous_and_files_found_by_url(tmp_path: Path) -> Non
     }  # fmt: skip
     space = CategorySpace.from_lvis(document)
     path = write(tmp_path, document)
-    (record,) = load_coco_records(path, "r", space, extra_annotation_keys=("segmentation",))
+    (record,) = load_coco_table(path, "r", space, extra_annotation_keys=("segmentation",))
     assert record["file_name"] == "r/val2017/000000000001.jpg"
     assert record["neg_category_ids"] == [1, 0]
     assert record["not_exhaustive_category_ids"] == []

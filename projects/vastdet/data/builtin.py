@@ -19,11 +19,10 @@ from detectron2.data.datasets.lvis_v1_category_image_count import (
     LVIS_CATEGORY_IMAGE_COUNT as LVIS_V1_IMAGE_COUNTS,
 )
 
-from vastdet.data.coco_records import Record
 from vastdet.data.panoptic import load_panoptic_records, panoptic_space
+from vastdet.data.record_table import Record
 from vastdet.data.register import (
     dataset_root,
-    load_registered,
     register_annotation_file,
     replace_loader,
     require_dataset_path,
@@ -183,4 +182,4 @@ def _guard(name: str, paths: Sequence[str]) -> None:
 
 register_all(dataset_root())
 
-__all__ = ["load_registered", "lvis_v1_space", "register_all", "v3det_space"]
+__all__ = ["lvis_v1_space", "register_all", "v3det_space"]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Annotation files in COCO's format, and its LVIS, V3Det and Objects365 dialects, as records."""
 
+import itertools
 import logging
 import os
 from collections import Counter
@@ -8,27 +9,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from detectron2.structures import BoxMode
+import numpy as np
 
+from vastdet.data.record_table import Record, RecordTable, build_table
 from vastdet.files import read_json, without_garbage_collection
 from vastdet.vocabulary import CategorySpace
 
 logger = logging.getLogger(__name__)
 
-Record = dict[str, Any]
 # LVIS's lists of categories about an image (arXiv 1908.03195): verified absent, and present but
 # not boxed exhaustively.
 FEDERATED_KEYS = ("neg_category_ids", "not_exhaustive_category_ids")
 MAX_NAMED = 5
 
 
-def load_coco_records(
+def load_coco_table(
     json_file: str | Path,
     image_root: str | Path,
     space: CategorySpace,
     *,
     extra_annotation_keys: Sequence[str] = (),
-) -> list[Record]:
+) -> RecordTable:
     """Detectron2 records of an annotation file, sorted by image id; no image is opened.
 
     A record has file_name, image_id, width, height (pixels) and annotations; these have bbox
@@ -50,27 +51,31 @@ def load_coco_records(
             without file name or size, two images with one id, annotations of unknown categories.
     """
     document = read_json(json_file)
-    return records_of(
+    return table_of(
         document, image_root, space, json_file, extra_annotation_keys=extra_annotation_keys
     )
 
 
-def records_of(
+def table_of(
     document: Any,
     image_root: str | Path,
     space: CategorySpace,
     json_file: str | Path,
     *,
     extra_annotation_keys: Sequence[str] = (),
-) -> list[Record]:
-    """As `load_coco_records`, of a document that was read; errors call it `json_file`."""
+) -> RecordTable:
+    """As `load_coco_table`, of a document that was read; errors call it `json_file`."""
     _check_lists(document, space, json_file)
+    annotations = document.get("annotations") or []
     with without_garbage_collection():
         records = _image_records(document["images"], image_root, space, json_file)
-        _attach_annotations(
-            records, document.get("annotations") or [], space, json_file, extra_annotation_keys
+        image_ids = sorted(records)
+        return build_table(
+            [records[image_id] for image_id in image_ids],
+            annotations,
+            *_image_and_category(annotations, image_ids, space, json_file),
+            extra_keys=extra_annotation_keys,
         )
-    return [records[image_id] for image_id in sorted(records)]
 
 
 def _check_lists(document: Any, space: CategorySpace, json_file: str | Path) -> None:
@@ -115,7 +120,6 @@ def _image_records(
             "image_id": image["id"],
             "width": image["width"],
             "height": image["height"],
-            "annotations": [],
         }
         for key in FEDERATED_KEYS:
             if key in image:
@@ -124,43 +128,36 @@ def _image_records(
     return records
 
 
-def _attach_annotations(
-    records: Mapping[Any, Record],
+def _image_and_category(
     annotations: Sequence[Mapping[str, Any]],
+    image_ids: Sequence[Any],
     space: CategorySpace,
     json_file: str | Path,
-    extra_keys: Sequence[str],
-) -> None:
-    contiguous = space.dataset_id_to_contiguous_id
-    box_mode = BoxMode.XYWH_ABS
-    unknown: Counter[Any] = Counter()
-    num_orphans = 0
-    for annotation in annotations:
-        record = records.get(annotation.get("image_id"))
-        category_id = contiguous.get(annotation.get("category_id"))  # type: ignore[arg-type]
-        if category_id is None:
-            unknown[annotation.get("category_id")] += 1
-        elif record is None:
-            num_orphans += 1
-        else:
-            kept = {
-                "bbox": annotation.get("bbox", []),
-                "bbox_mode": box_mode,
-                "category_id": category_id,
-                "iscrowd": annotation.get("iscrowd", 0),
-            }
-            for key in extra_keys:
-                if key in annotation:
-                    kept[key] = annotation[key]
-            record["annotations"].append(kept)
-    if unknown:
+) -> tuple[np.ndarray, np.ndarray]:
+    """The index in `image_ids` and the contiguous category id of each annotation (A,).
+
+    The index is -1 for annotations of images that the file does not list, which are reported.
+    """
+    contiguous: Mapping[Any, int] = space.dataset_id_to_contiguous_id
+    index_of = {image_id: index for index, image_id in enumerate(image_ids)}
+    count = len(annotations)
+    dataset_ids = (annotation.get("category_id") for annotation in annotations)
+    found = map(contiguous.get, dataset_ids, itertools.repeat(-1))
+    categories = np.fromiter(found, np.int32, count)
+    if (categories < 0).any():
+        rows = np.flatnonzero(categories < 0).tolist()
+        unknown = Counter(annotations[row].get("category_id") for row in rows)
         raise ValueError(
-            f"{json_file}: {sum(unknown.values())} annotations have a category_id that "
+            f"{json_file}: {len(rows)} annotations have a category_id that "
             f"'categories' does not list: {list(unknown)[:MAX_NAMED]}; tools/check_dataset.py "
             "lists them, and with --fix writes a copy without them"
         )
+    image_of = (annotation.get("image_id") for annotation in annotations)
+    image_index = np.fromiter(map(index_of.get, image_of, itertools.repeat(-1)), np.int64, count)
+    num_orphans = np.count_nonzero(image_index < 0)
     if num_orphans:
         logger.warning(
-            f"{json_file}: {num_orphans} of {len(annotations)} annotations belong to no image of "
-            "the file and are left out"
+            f"{json_file}: {num_orphans} of {count} annotations belong to no image of the file and "
+            "are left out"
         )
+    return image_index, categories

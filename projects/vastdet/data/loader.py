@@ -10,8 +10,8 @@ import logging
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
@@ -20,6 +20,7 @@ from detectron2.data import (
     get_detection_dataset_dicts,
 )
 from detectron2.data.build import trivial_batch_collator
+from detectron2.data.detection_utils import check_metadata_consistency
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
@@ -27,14 +28,16 @@ from vastdet.data.errors import BrokenRecordError
 from vastdet.data.mapper import DetectionMapper
 from vastdet.data.proposals import records_with_proposals
 from vastdet.data.random_state import preserved_random_state, seed_generators
+from vastdet.data.record_table import Record, RecordTable
+from vastdet.data.register import category_space, load_tables
 from vastdet.data.samplers import BatchSchedule, Draw, aspect_ratio_groups, build_index_stream
 
-Record = dict[str, Any]
 Mapper = Callable[[Record], Record | None]
 BrokenRecord = tuple[str, str]
 
 # A handful of unlucky draws is normal with a few broken files; this many in a row is a wrong path.
 MAX_DRAWS_FOR_ONE_SAMPLE = 16
+NUM_NAMED_CATEGORIES = 5
 
 logger = logging.getLogger(__name__)
 
@@ -152,12 +155,14 @@ class TrainLoader:
         return "\n".join(lines)
 
 
-def load_training_records(cfg: CfgNode) -> list[Record]:
+def load_training_records(cfg: CfgNode) -> Sequence[Record]:
     """The records of `cfg.DATASETS.TRAIN`, filtered as Detectron2's training loader does.
 
-    Raises ValueError when no usable record is left.
+    Annotation files of our own reader give a `RecordTable`, other datasets a list. Raises
+    ValueError when no usable record is left.
     """
-    if not cfg.DATASETS.TRAIN:
+    names = cfg.DATASETS.TRAIN
+    if not names:
         raise ValueError("DATASETS.TRAIN is empty; give the name of a registered dataset.")
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
     filters = {
@@ -166,14 +171,58 @@ def load_training_records(cfg: CfgNode) -> list[Record]:
     }
     try:
         if cfg.MODEL.LOAD_PROPOSALS:
-            files = cfg.DATASETS.PROPOSAL_FILES_TRAIN
-            return records_with_proposals(cfg.DATASETS.TRAIN, files, **filters)
-        return get_detection_dataset_dicts(cfg.DATASETS.TRAIN, **filters)
+            return records_with_proposals(names, cfg.DATASETS.PROPOSAL_FILES_TRAIN, **filters)
+        tables = None if keypoints else load_tables(names)
+        if tables is None:
+            return get_detection_dataset_dicts(names, **filters)
     except AssertionError as error:
         # Detectron2 reports an empty dataset by assertion.
         raise ValueError(
-            f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} holds no usable record: {error}"
+            f"DATASETS.TRAIN {tuple(names)} holds no usable record: {error}"
         ) from error
+    check_metadata_consistency("thing_classes", names)
+    return filtered(RecordTable.concatenate(tables), names, filters["filter_empty"])
+
+
+def filtered(table: RecordTable, names: Sequence[str], filter_empty: bool) -> RecordTable:
+    """The records of the datasets `names`, where asked for only those with a box to learn.
+
+    Raises ValueError when none is left.
+    """
+    num_before = len(table)
+    if filter_empty:
+        table = table.without_empty()
+        logger.info(
+            "%d of %d images have no box, or crowds only, and are left out",
+            num_before - len(table),
+            num_before,
+        )
+    if not len(table):
+        raise ValueError(
+            f"DATASETS.TRAIN {tuple(names)} holds no usable record: none of {num_before} images "
+            "has a box that is no crowd; DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps them"
+        )
+    log_category_counts(table, category_space(names[0]).names)
+    return table
+
+
+def log_category_counts(table: RecordTable, category_names: Sequence[str]) -> None:
+    """Log how many boxes the categories have: the extremes, and how many have none."""
+    counts = np.bincount(table.categories[~table.is_crowd], minlength=len(category_names))
+    order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+
+    def listed(chosen: np.ndarray) -> str:
+        return ", ".join(f"{category_names[k]} ({counts[k]})" for k in chosen)
+
+    logger.info(
+        "%d images, %d boxes; %d of %d categories have boxes. Most: %s. Fewest: %s",
+        len(table),
+        counts.sum(),
+        len(order),
+        len(counts),
+        listed(order[:NUM_NAMED_CATEGORIES]),
+        listed(order[: -NUM_NAMED_CATEGORIES - 1 : -1]),
+    )
 
 
 def build_train_loader(
@@ -201,7 +250,9 @@ def build_train_loader(
         groups=aspect_ratio_groups(records) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
     )
     dataset = SampleDataset(
-        DatasetFromList(records, copy=False),
+        records.shared()
+        if isinstance(records, RecordTable)
+        else DatasetFromList(records, copy=False),
         mapper or DetectionMapper(cfg, True),
         seed=seed,
         raise_broken=cfg.DATALOADER.BROKEN_RECORDS == "raise",

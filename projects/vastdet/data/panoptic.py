@@ -14,9 +14,10 @@ import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
 from detectron2.data.catalog import Metadata
 
-from vastdet.data.coco_records import Record, records_of
+from vastdet.data.coco_records import table_of
 from vastdet.data.errors import BrokenRecordError
 from vastdet.data.image_io import read_image
+from vastdet.data.record_table import Record
 from vastdet.data.register import require_dataset_path
 from vastdet.files import read_json
 from vastdet.vocabulary import CategorySpace
@@ -48,12 +49,12 @@ def panoptic_space(metadata: Metadata) -> CategorySpace:
 def load_panoptic_records(name: str) -> list[Record]:
     """The records of a panoptic dataset of Detectron2, with annotations; no image is opened.
 
-    As `load_coco_records`; an annotation is a segment, of things or of stuff, and has its `id` in
+    As `load_coco_table`; an annotation is a segment, of things or of stuff, and has its `id` in
     the PNG `pan_seg_file_name`.
 
     Raises:
         FileNotFoundError: the annotation file or a folder does not exist.
-        ValueError: as `load_coco_records`, or an image without segments of its own.
+        ValueError: as `load_coco_table`, or an image without segments of its own.
     """
     metadata = MetadataCatalog.get(name)
     paths = (metadata.panoptic_json, metadata.image_root, metadata.panoptic_root)
@@ -68,12 +69,14 @@ def load_panoptic_records(name: str) -> list[Record]:
         for segment in image["segments_info"]
     ]
     space = panoptic_space(metadata)
-    records = records_of(
-        {**document, "annotations": annotations},
-        image_root,
-        space,
-        json_file,
-        extra_annotation_keys=("id",),
+    records = list(
+        table_of(
+            {**document, "annotations": annotations},
+            image_root,
+            space,
+            json_file,
+            extra_annotation_keys=("id",),
+        )
     )
     files = {image["image_id"]: image["file_name"] for image in segmented}
     for record in records:

@@ -4,6 +4,7 @@
 import difflib
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
-from vastdet.data.coco_records import Record, load_coco_records
+from vastdet.data.coco_records import load_coco_table
+from vastdet.data.record_table import Record, RecordTable
+from vastdet.files import without_garbage_collection
 from vastdet.vocabulary import CategorySpace
 
 ROOT_VARIABLE = "DETECTRON2_DATASETS"
@@ -105,7 +108,7 @@ def register_coco(name: str, json_file: str | Path, image_root: str | Path) -> N
 
     Raises:
         ValueError: the name is taken by another dataset. Loading raises what
-            `load_coco_records` and `CategorySpace.from_coco` raise.
+            `load_coco_table` and `CategorySpace.from_coco` raise.
     """
     new = {"json_file": str(json_file), "image_root": str(image_root), "evaluator_type": "coco"}
     metadata = MetadataCatalog.get(name)
@@ -143,25 +146,50 @@ def register_annotation_file(
         evaluator_type=evaluator_type,
         read_space=read_space or partial(_space_of_file, name, json_file),
     )
-    load = partial(load_registered, name, extra_annotation_keys=tuple(extra_annotation_keys))
-    replace_loader(name, load)
+    replace_loader(name, AnnotationFileLoader(name, tuple(extra_annotation_keys)))
 
 
-def load_registered(name: str, *, extra_annotation_keys: Sequence[str] = ()) -> list[Record]:
-    """The records of a dataset whose metadata has json_file and image_root.
+@dataclass(frozen=True)
+class AnnotationFileLoader:
+    """Loads a dataset whose metadata has json_file and image_root, with its further keys.
 
-    Raises:
-        FileNotFoundError: the annotation file or the image folder does not exist.
+    This is what `DatasetCatalog` holds for it, and what `DatasetCatalog.get` calls.
     """
-    metadata = MetadataCatalog.get(name)
-    for path in (metadata.json_file, metadata.image_root):
-        require_dataset_path(path, name)
-    return load_coco_records(
-        metadata.json_file,
-        os.path.expanduser(metadata.image_root),
-        category_space(name),
-        extra_annotation_keys=extra_annotation_keys,
-    )
+
+    dataset_name: str
+    extra_annotation_keys: tuple[str, ...] = ()
+
+    def __call__(self) -> list[Record]:
+        """The records as a list of dicts. Raises what `table` raises."""
+        table = self.table()
+        with without_garbage_collection():
+            return list(table)
+
+    def table(self) -> RecordTable:
+        """The same records as arrays.
+
+        Raises:
+            FileNotFoundError: the annotation file or the image folder does not exist.
+            ValueError: as `load_coco_table`.
+        """
+        metadata = MetadataCatalog.get(self.dataset_name)
+        for path in (metadata.json_file, metadata.image_root):
+            require_dataset_path(path, self.dataset_name)
+        return load_coco_table(
+            metadata.json_file,
+            os.path.expanduser(metadata.image_root),
+            category_space(self.dataset_name),
+            extra_annotation_keys=self.extra_annotation_keys,
+        )
+
+
+def load_tables(names: Sequence[str]) -> list[RecordTable] | None:
+    """The records of datasets as arrays, or None where one of them has another kind of loader."""
+    loaders = [DatasetCatalog[name] for name in names if name in DatasetCatalog]
+    tabular = [loader for loader in loaders if isinstance(loader, AnnotationFileLoader)]
+    if len(tabular) < len(names):
+        return None
+    return [loader.table() for loader in tabular]
 
 
 def replace_loader(name: str, load: Callable[[], list[Record]]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data.samplers import (
     RandomSubsetTrainingSampler,
@@ -18,8 +19,15 @@ from detectron2.data.samplers import (
     TrainingSampler,
 )
 
+from vastdet.data.record_table import RecordTable
+
 Draw = tuple[int, int]
-SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler")
+SAMPLERS = (
+    "TrainingSampler",
+    "RepeatFactorTrainingSampler",
+    "ClassAwareTrainingSampler",
+    "RandomSubsetTrainingSampler",
+)
 
 
 def build_index_stream(
@@ -40,13 +48,98 @@ def build_index_stream(
             size, ratio, seed_shuffle=seed, seed_subset=seed
         )._infinite_indices()
     if name == "RepeatFactorTrainingSampler":
-        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            records, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
+        factors = repeat_factors(
+            records, cfg.DATALOADER.REPEAT_THRESHOLD, square_root=cfg.DATALOADER.REPEAT_SQRT
         )
         return lambda seed: RepeatFactorTrainingSampler(factors, seed=seed)._infinite_indices()
+    if name == "ClassAwareTrainingSampler":
+        sampler = ClassAwareTrainingSampler(records)
+        return sampler.indices
     raise ValueError(
         f"DATALOADER.SAMPLER_TRAIN is {name!r}; expected one of {', '.join(SAMPLERS)}."
     )
+
+
+def category_occurrences(
+    records: Sequence[dict[str, Any]], *, with_crowds: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which categories each record shows: P pairs, each once, sorted by category, then record.
+
+    Returns (P,) record indices and (P,) contiguous category ids.
+    """
+    if isinstance(records, RecordTable):
+        kept = slice(None) if with_crowds else ~records.is_crowd
+        image, category = records.image_index[kept], records.categories[kept].astype(np.int64)
+    else:
+        shown = [
+            (index, annotation["category_id"])
+            for index, record in enumerate(records)
+            for annotation in record.get("annotations", ())
+            if with_crowds or not annotation.get("iscrowd", 0)
+        ]
+        image, category = np.array(shown, dtype=np.int64).reshape(-1, 2).T
+    category, image = np.divmod(np.unique(category * len(records) + image), len(records))
+    return image, category
+
+
+def repeat_factors(
+    records: Sequence[dict[str, Any]], threshold: float, *, square_root: bool = True
+) -> torch.Tensor:
+    """How often an epoch of `RepeatFactorTrainingSampler` shows each record, (N,) float32.
+
+    A category in the share f of all records has r = max(1, sqrt(threshold / f)), without the
+    square root where it is not asked for, and a record the greatest r of its categories (Gupta,
+    Dollar, Girshick, CVPR 2019, arXiv 1908.03195, appendix B.2). Crowds count, as in Detectron2,
+    whose function of the same purpose walks through the annotations of every record.
+    """
+    image, category = category_occurrences(records, with_crowds=True)
+    factors = np.ones(len(records))
+    frequency = np.bincount(category)[category] / len(records)
+    ratio = threshold / frequency
+    np.maximum.at(factors, image, np.sqrt(ratio) if square_root else ratio)
+    return torch.tensor(factors, dtype=torch.float32)
+
+
+class ClassAwareTrainingSampler:
+    """Shows every category equally often: draws a category, then a record that shows it.
+
+    After Shen, Lin and Huang, "Relay Backpropagation for Effective Learning of Deep Convolutional
+    Neural Networks", ECCV 2016, section on class-aware sampling. Each round goes once through the
+    categories that some record shows, in a random order; each category goes through its records in
+    a random order, all of them before one returns. Crowds do not count as shown, since training
+    leaves them out, and a record without annotations is never drawn.
+    """
+
+    def __init__(self, records: Sequence[dict[str, Any]]) -> None:
+        """Raises ValueError when no record shows a category."""
+        self._records, category = category_occurrences(records, with_crowds=False)
+        if not len(category):
+            raise ValueError(
+                f"ClassAwareTrainingSampler draws records by their categories, but none of "
+                f"{len(records)} records has a box; use DATALOADER.SAMPLER_TRAIN 'TrainingSampler'"
+            )
+        self.categories, self._starts, self._counts = np.unique(
+            category, return_index=True, return_counts=True
+        )
+
+    def round(self, seed: int, number: int) -> np.ndarray:
+        """The record indices of a round, one for each of `categories`, in the order of drawing.
+
+        A function of the seed and the number of the round (from 0) alone.
+        """
+        records = self._records[self._starts]
+        for k in np.flatnonzero(self._counts > 1).tolist():
+            count = int(self._counts[k])
+            cycle, place = divmod(number, count)
+            generator = np.random.default_rng((seed, 1, int(self.categories[k]), cycle))
+            chosen = generator.permutation(count)[place]
+            records[k] = self._records[self._starts[k] + chosen]
+        return np.random.default_rng((seed, 0, number)).permutation(records)
+
+    def indices(self, seed: int) -> Iterator[int]:
+        """The endless stream of record indices: round after round."""
+        for number in itertools.count():
+            yield from self.round(seed, number).tolist()
 
 
 def aspect_ratio_groups(records: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -54,8 +147,9 @@ def aspect_ratio_groups(records: Sequence[dict[str, Any]]) -> np.ndarray:
 
     Returns an int8 array of len(records). Raises ValueError when a record lacks its size.
     """
+    images = records.images if isinstance(records, RecordTable) else records
     try:
-        return np.array([record["width"] <= record["height"] for record in records], dtype=np.int8)
+        return np.array([image["width"] <= image["height"] for image in images], dtype=np.int8)
     except KeyError as error:
         raise ValueError(
             f"A record has no {error.args[0]!r}, which grouping by aspect ratio needs. Add the "
