@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 import vastdet  # noqa: F401  (registers the models)
 from vastdet.engine.analysis import Analysis, analyze, count_parameters
-from vastdet.engine.config_files import load_config, merge_opts
+from vastdet.engine.config_files import load_config, merge_opts, with_all_weights
 from vastdet.engine.tools import exit_status
 from vastdet.files import write_json
 
@@ -85,9 +85,9 @@ def print_parameters(rows: list) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Build, count, print."""
     cfg = load_config(arguments.config_file, arguments.opts)
-    # Counts do not depend on the weights, so none are read or fetched.
-    merge_opts(cfg, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.TIMM.PRETRAINED", False])
-    model = build_model(cfg)
+    merge_opts(cfg, ["MODEL.DEVICE", "cpu"])
+    # Counts do not depend on the weights, so none are fetched, and none are read.
+    model = build_model(with_all_weights(cfg, "not read"))
     if "structure" in arguments.tasks:
         print(model)
     if "parameters" in arguments.tasks:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -87,6 +88,20 @@ def test_the_tool_prints_and_writes(
     content = json.loads((tmp_path / "a.json").read_text())
     assert [c["image_size"] for c in content] == [[64, 64], [64, 96]]
     assert content[0]["modules"][0]["num_flops"] > 0
+
+
+def test_frozen_layers_of_a_pretrained_backbone_are_counted_without_fetching_it(
+    tool: ModuleType, tiny_detector: Any, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = ["--tasks", "parameters", "--config-file", str(tiny_detector.config_file)]
+    frozen = []
+    for freeze_at in ("0", "1", "2"):
+        opts = ["MODEL.TIMM.PRETRAINED", "True", "MODEL.BACKBONE.FREEZE_AT", freeze_at]
+        assert tool.main([*arguments, *opts]) == 0
+        line = re.search(r"([\d,]+) frozen", capsys.readouterr().out)
+        assert line
+        frozen.append(int(line[1].replace(",", "")))
+    assert 0 == frozen[0] < frozen[1] < frozen[2]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,13 @@ from torch.multiprocessing import ProcessRaisedException
 from vastdet.data import BrokenRecordError, category_space
 from vastdet.engine.batch_size import report_implied_settings
 from vastdet.engine.checkpoint import VastdetCheckpointer
-from vastdet.engine.config_files import choose_device, load_config, merge_opts, set_num_classes
+from vastdet.engine.config_files import (
+    choose_device,
+    load_config,
+    merge_opts,
+    set_num_classes,
+    with_all_weights,
+)
 from vastdet.engine.dataset_checks import check_class_counts, check_datasets
 from vastdet.engine.launch import launch, process_group, share_processor_cores
 from vastdet.engine.tools import add_register_argument, register_datasets
@@ -72,19 +78,30 @@ def build_config(arguments: argparse.Namespace) -> CfgNode:
 
 def load_for_evaluation(cfg: CfgNode, *, resume: bool) -> nn.Module:
     """The model with MODEL.WEIGHTS, or with `resume` those of the newest checkpoint."""
-    model = Trainer.build_model(cfg)
-    check_class_counts(cfg, model, cfg.DATASETS.TEST)
-    checkpointer = VastdetCheckpointer(model, cfg.OUTPUT_DIR)
     path = cfg.MODEL.WEIGHTS
-    if resume and checkpointer.has_checkpoint():
-        path = checkpointer.newest_good_checkpoint()
+    earlier = VastdetCheckpointer(nn.Identity(), cfg.OUTPUT_DIR)
+    if resume and earlier.has_checkpoint():
+        path = earlier.newest_good_checkpoint()
     if not path:
         raise ValueError(
             "There is nothing to evaluate: set MODEL.WEIGHTS, or --resume for the newest "
             "checkpoint of OUTPUT_DIR."
         )
+    model = Trainer.build_model(with_all_weights(cfg, path))
+    check_class_counts(cfg, model, cfg.DATASETS.TEST)
+    checkpointer = VastdetCheckpointer(model, cfg.OUTPUT_DIR)
     checkpointer.load(path, checkpointables=[], complete=True)
     return model
+
+
+def build_trainer(cfg: CfgNode, *, resume: bool) -> Trainer:
+    """A trainer with MODEL.WEIGHTS, or with `resume` the state of the newest checkpoint."""
+    earlier = VastdetCheckpointer(nn.Identity(), cfg.OUTPUT_DIR).checkpoints()
+    if resume and earlier:
+        cfg = with_all_weights(cfg, str(earlier[0]))
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    return trainer
 
 
 class UnusableInputError(Exception):
@@ -134,8 +151,7 @@ def run(cfg: CfgNode, arguments: argparse.Namespace) -> None:
         return
     report_implied_settings(cfg)
     with user_input():
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=arguments.resume)
+        trainer = build_trainer(cfg, resume=arguments.resume)
     try:
         trainer.train()
     except BrokenRecordError as error:

@@ -36,13 +36,29 @@ def load_config(config_file: str | Path | None = None, opts: Sequence[Any] = ())
 
 
 def without_pretrained(cfg: CfgNode) -> None:
-    """Let timm fetch no weights, in place: for models that get all of theirs otherwise, or none.
+    """Let timm fetch no weights, in place: for models whose weights may be random.
 
-    timm's backbones refuse to freeze random weights, so nothing is frozen.
+    timm's backbones refuse to freeze random weights, so nothing is frozen; see `with_all_weights`
+    for models whose weights are all in one file.
     """
     if cfg.MODEL.TIMM.PRETRAINED:
         cfg.MODEL.TIMM.PRETRAINED = False
         cfg.MODEL.BACKBONE.FREEZE_AT = 0
+
+
+def with_all_weights(cfg: CfgNode, path: str) -> CfgNode:
+    """A copy of `cfg` for a model that gets all of its weights from `path`: timm fetches none.
+
+    What the config freezes stays frozen, since the weights are not random.
+    """
+    frozen = cfg.is_frozen()
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = path
+    cfg.MODEL.TIMM.PRETRAINED = False
+    if frozen:
+        cfg.freeze()
+    return cfg
 
 
 def merge_file(cfg: CfgNode, path: str) -> None:

@@ -22,7 +22,7 @@ from vastdet.data import category_space
 from vastdet.data.augmentation import build_augmentations
 from vastdet.data.image_io import read_image
 from vastdet.engine.checkpoint import VastdetCheckpointer
-from vastdet.engine.config_files import choose_device
+from vastdet.engine.config_files import choose_device, with_all_weights
 from vastdet.engine.dataset_checks import model_class_count
 
 ImageLike = str | PathLike | np.ndarray
@@ -70,11 +70,7 @@ class Predictor:
                 "no weights are given: name a checkpoint, for example output/demo/model_final.pth, "
                 "as the argument weights, with --weights or in MODEL.WEIGHTS"
             )
-        cfg = choose_device(cfg).clone()
-        cfg.defrost()
-        # Every weight comes from the checkpoint, so none is fetched for the backbone.
-        cfg.MODEL.TIMM.PRETRAINED = False
-        self.cfg = cfg
+        self.cfg = cfg = with_all_weights(choose_device(cfg), weights)
         self.model = build_model(cfg).eval()
         VastdetCheckpointer(self.model).load(weights, checkpointables=[], complete=True)
         self.class_names, self.dataset = find_class_names(
