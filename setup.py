@@ -40,6 +40,7 @@ REQUIREMENTS = [
     "scipy>=1.11",
     "safetensors>=0.4",
     "hotcoco>=1.3",
+    "orjson>=3.9",
     "opencv-contrib-python-headless>=4.8",
     "rich>=13",
 ]

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vastdet.evaluation import results_file
 from vastdet.evaluation.detections import to_coco
 from vastdet.evaluation.ground_truth import GroundTruth, from_coco
-from vastdet.evaluation.results_file import from_results, read_results
+from vastdet.evaluation.results_file import from_results, json_pieces, read_results
+from vastdet.evaluation.results_store import write_store
 
 GOOD = {"image_id": 3, "category_id": 20, "bbox": [1, 2, 3, 4], "score": 0.5}
 RLE = {"size": [10, 10], "counts": [11, 4, 85]}
@@ -61,7 +63,12 @@ def test_masks_in_every_form(truth: GroundTruth) -> None:
         ({"bbox": [1, 2, math.nan, 4]}, "have a bbox that is not four finite numbers"),
         ({"bbox": [1, 2, 3]}, "have a bbox that is not four finite numbers"),
         ({"bbox": [1, 2, -3, 4]}, "have a bbox that is not four finite numbers"),
+        ({"bbox": [1, 2, "3", 4]}, "have a bbox that is not four finite numbers"),
+        ({"bbox": [1, 2, True, 4]}, "have a bbox that is not four finite numbers"),
+        ({"bbox": 5}, "have a bbox that is not four finite numbers"),
+        ({"score": 10**400}, "have a score that is no finite number"),
         ({"image_id": [3]}, "that is neither number nor text"),
+        ({"category_id": None}, "that is neither number nor text"),
     ],
 )
 def test_faults(truth: GroundTruth, tmp_path: Path, change: dict, message: str) -> None:
@@ -116,3 +123,91 @@ def test_not_a_results_file(truth: GroundTruth, tmp_path: Path, text: str, messa
 def test_no_file(truth: GroundTruth, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="is a folder, not a file"):
         read_results(tmp_path, truth)
+
+
+def random_rows(count: int) -> list[dict]:
+    generator = np.random.default_rng(0)
+    numbers = generator.uniform(0, 50, (count, 5)).tolist()
+    # A note has what looks like the end of an entry, and objects of its own.
+    return [
+        {"image_id": i % 5 + 1, "note": {"text": "}, {"}, "category_id": 10 + 10 * (i % 2)}
+        | {"bbox": row[:4], "score": row[4]}
+        for i, row in enumerate(numbers)
+    ]
+
+
+@pytest.mark.parametrize("indent", [None, 0, 4])
+@pytest.mark.parametrize("piece", [3, 64, 300, 5000])
+def test_pieces_of_any_size_make_the_whole(
+    truth: GroundTruth, tmp_path: Path, monkeypatch, indent: int | None, piece: int
+) -> None:
+    monkeypatch.setattr(results_file, "PIECE_BYTES", piece)
+    rows = [{**row, "note": {"text": ""}} for row in random_rows(50)]
+    path = tmp_path / "results.json"
+    path.write_text(f" {json.dumps(rows, indent=indent)}\n")
+    pieces = list(json_pieces(path))
+    assert [row for part in pieces for row in part] == rows
+    assert len(pieces) > 1 or piece == 5000
+    shares: list[float] = []
+    found = read_results(path, truth, progress=shares.append)
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    expected = from_results(rows, truth)
+    for column in ("image_index", "category_index", "boxes", "scores"):
+        np.testing.assert_array_equal(getattr(found, column), getattr(expected, column))
+
+
+@pytest.mark.parametrize("piece", [64, 300])
+def test_text_that_looks_like_a_boundary(
+    truth: GroundTruth, tmp_path: Path, monkeypatch, piece: int
+) -> None:
+    monkeypatch.setattr(results_file, "PIECE_BYTES", piece)
+    rows = random_rows(20)
+    (tmp_path / "results.json").write_text(json.dumps(rows))
+    assert to_coco(read_results(tmp_path / "results.json", truth), truth) == [
+        {key: row[key] for key in GOOD} for row in rows
+    ]
+
+
+def test_faults_are_counted_over_all_pieces(
+    truth: GroundTruth, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(results_file, "PIECE_BYTES", 200)
+    rows = [dict(GOOD) for _ in range(40)]
+    rows[9]["score"] = math.nan  # a score comes after a category, whatever their order in the file
+    rows[17]["category_id"] = rows[33]["category_id"] = 11
+    (tmp_path / "results.json").write_text(json.dumps(rows))
+    with pytest.raises(ValueError, match=r"2 of 40 .* category_id .* the first is number 17: "):
+        read_results(tmp_path / "results.json", truth)
+
+
+def test_cut_off_in_a_later_piece(truth: GroundTruth, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(results_file, "PIECE_BYTES", 200)
+    (tmp_path / "results.json").write_text(json.dumps([GOOD] * 40)[:-50])
+    with pytest.raises(ValueError, match=r"is not valid JSON.*expected a complete COCO results"):
+        read_results(tmp_path / "results.json", truth)
+
+
+def test_several_files_are_one(truth: GroundTruth, tmp_path: Path) -> None:
+    rows = [{**GOOD, "image_id": i, "score": i / 8} for i in range(1, 6)]
+    (tmp_path / "one.json").write_text(json.dumps(rows[:3]))
+    write_store(tmp_path / "two.npz", from_results(rows[3:], truth), truth, dataset="x")
+    shares: list[float] = []
+    found = read_results(
+        [tmp_path / "one.json", tmp_path / "two.npz"], truth, progress=shares.append
+    )
+    assert to_coco(found, truth) == rows
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+
+
+def test_files_that_overlap(truth: GroundTruth, tmp_path: Path) -> None:
+    paths = [tmp_path / "one.json", tmp_path / "two.json"]
+    paths[0].write_text(json.dumps([GOOD, {**GOOD, "image_id": 4}]))
+    paths[1].write_text(json.dumps([{**GOOD, "category_id": 10}]))
+    assert len(read_results(paths, truth)) == 3
+    paths[1].write_text(json.dumps([{**GOOD, "image_id": 4}]))
+    with pytest.raises(
+        ValueError, match=r"1 pairs .* first image id 4 and category id 20; .* must not overlap"
+    ):
+        read_results(paths, truth)

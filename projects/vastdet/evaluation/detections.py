@@ -96,6 +96,32 @@ def encode_masks(masks: torch.Tensor) -> np.ndarray:
     return encoded
 
 
+def pack_masks(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Compressed RLEs as arrays, without objects.
+
+    Returns:
+        sizes (D, 2) int32 height and width, lengths (D,) int32, and counts (L,) uint8, the RLEs'
+        bytes one after the other; L is the sum of the lengths.
+    """
+    texts = [mask["counts"] for mask in masks]
+    counts = [text.encode("ascii") if isinstance(text, str) else text for text in texts]
+    return (
+        np.array([mask["size"] for mask in masks], dtype=np.int32).reshape(-1, 2),
+        np.fromiter(map(len, counts), np.int32, len(counts)),
+        np.frombuffer(b"".join(counts), dtype=np.uint8),
+    )
+
+
+def unpack_masks(sizes: np.ndarray, lengths: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(D,) compressed RLEs from what `pack_masks` returned."""
+    masks = np.empty(len(sizes), dtype=object)
+    text, start = counts.tobytes().decode("ascii"), 0
+    for number, (size, length) in enumerate(zip(sizes.tolist(), lengths.tolist(), strict=True)):
+        masks[number] = {"size": size, "counts": text[start : start + length]}
+        start += length
+    return masks
+
+
 def to_coco(detections: Detections, ground_truth: GroundTruth) -> list[dict[str, Any]]:
     """COCO's results list, with the dataset's image and category ids."""
     columns: list[Iterable[Any]] = [
