@@ -10,13 +10,14 @@ import pytest
 import torch
 from detectron2 import model_zoo as detectron2_model_zoo
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from vastdet.backbones import timm_backbone
 from vastdet.data import build_train_loader, save_proposals
 from vastdet.data.proposals import ImageProposals
+from vastdet.data.samplers import SAMPLERS
 from vastdet.engine import set_num_classes
 from vastdet.engine.config_files import class_count_key, value_of
 from vastdet.model_zoo import get_config, get_config_file, list_configs
@@ -25,6 +26,8 @@ NAMES = list_configs()
 # The others are bases: no models of their own.
 MODELS = [name for name in NAMES if not name.rsplit("/", 1)[-1].startswith("Base-")]
 HEADER_PARTS = ("Command:", "Hardware:", "Paper:", "Ours:")
+# Bases of data alone, for any detector.
+DATA_BASES = {"Base-V3Det": 13_204, "Base-LVIS": 1_203}
 ITERATIONS = {"1x": 90_000, "2x": 180_000, "3x": 270_000}
 # Our name -> Detectron2's config of the same model.
 TWINS = {
@@ -38,6 +41,9 @@ TWINS = {
     "RetinaNet/retinanet_R_50_FPN_3x": "COCO-Detection/retinanet_R_50_FPN_3x.yaml",
     "RetinaNet/retinanet_R_101_FPN_3x": "COCO-Detection/retinanet_R_101_FPN_3x.yaml",
     "FastRCNN/fast_rcnn_R_50_FPN_1x": "COCO-Detection/fast_rcnn_R_50_FPN_1x.yaml",
+    "FasterRCNN/faster_rcnn_R_50_FPN_1x_lvis": (
+        "LVISv1-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
+    ),
 }
 
 
@@ -108,7 +114,7 @@ def test_schedule_is_consistent(name: str) -> None:
     if schedule in ITERATIONS:
         assert ITERATIONS[schedule] == solver.MAX_ITER
         assert solver.IMS_PER_BATCH == 16
-    if solver.OPTIMIZER == "SGD" and not name.startswith("quick/"):
+    if solver.OPTIMIZER == "SGD" and not name.startswith("quick/") and name not in DATA_BASES:
         # One-stage detectors use half the rate of two-stage ones (RetinaNet, section 4.1).
         two_stage = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
         assert (0.02 if two_stage else 0.01) == solver.BASE_LR
@@ -122,6 +128,8 @@ def test_classes_and_files_fit_the_data(name: str) -> None:
         "coco_2017_train": 80,
         "generated_24_train": 24,
         "bccd_train": 3,
+        "v3det_train": DATA_BASES["Base-V3Det"],
+        "lvis_v1_train": DATA_BASES["Base-LVIS"],
     }
     assert value_of(cfg, class_count_key(cfg)) == expected[cfg.DATASETS.TRAIN[0]]
     if cfg.MODEL.LOAD_PROPOSALS:
@@ -133,6 +141,25 @@ def test_classes_and_files_fit_the_data(name: str) -> None:
             assert [Path(file).stem for file in files] == list(split)
     assert max(cfg.INPUT.MIN_SIZE_TRAIN) <= cfg.INPUT.MAX_SIZE_TRAIN
     assert cfg.INPUT.MAX_SIZE_TEST >= cfg.INPUT.MIN_SIZE_TEST
+
+
+@pytest.mark.parametrize("name", DATA_BASES)
+def test_recipes_of_vast_data(name: str) -> None:
+    base, kind = get_config(name), name.removeprefix("Base-").lower()
+    users = [get_config(n) for n in MODELS if f"_{kind}" in n]
+    samplers = {cfg.DATALOADER.SAMPLER_TRAIN for cfg in users}
+    expected = {"RepeatFactorTrainingSampler"}
+    if name == "Base-V3Det":
+        expected.add("ClassAwareTrainingSampler")
+    assert samplers == expected <= set(SAMPLERS)
+    for cfg in users:
+        assert base.DATASETS == cfg.DATASETS
+        assert cfg.DATALOADER.REPEAT_THRESHOLD == 0.001
+        assert cfg.TEST.DETECTIONS_PER_IMAGE == max(cfg.TEST.MAX_DETS) == 300
+        assert cfg.INPUT.MAX_SIZE_TRAIN == cfg.INPUT.MAX_SIZE_TEST == 1333
+        assert cfg.TEST.EVAL_PERIOD == 0 or cfg.SOLVER.MAX_ITER % cfg.TEST.EVAL_PERIOD == 0
+        evaluator = MetadataCatalog.get(cfg.DATASETS.TEST[0]).evaluator_type
+        assert evaluator == kind
 
 
 def leaves(node: CfgNode, prefix: str = "") -> dict[str, Any]:
@@ -154,7 +181,7 @@ def test_means_the_same_as_detectron2_s_config(name: str) -> None:
     theirs = leaves(detectron2_model_zoo.get_config(TWINS[name]))
     # Heads that these detectors do not have, and where Detectron2's proposals come from.
     unused = ("MODEL.ROI_MASK_HEAD.", "DATASETS.PROPOSAL_FILES", "DATALOADER.NUM_WORKERS")
-    if "RetinaNet" in name:
+    if "RetinaNet" in name or "lvis" in name:
         unused += ("MODEL.MASK_ON",)
     differing = []
     for key, value in theirs.items():
