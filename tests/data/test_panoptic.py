@@ -150,26 +150,73 @@ def test_ids_of_colours() -> None:
     assert segment_ids(np.array([[[1, 2, 3]]], np.uint8)).tolist() == [[1 + 2 * 256 + 3 * 256**2]]
 
 
-def test_without_panopticapi_the_evaluator_says_what_to_install(
-    dataset: Any, cfg: CfgNode, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match="panoptic_test needs the package panopticapi"):
-        build_evaluator(cfg, NAME, None)
+# Segments that a model found: id in its map, contiguous category, whether a thing.
+FOUND = {1: (0, True), 2: (1, True), 3: (0, True), 4: (2, False), 5: (3, False), 6: (1, True)}
 
 
-def test_the_truth_scores_100(dataset: Any, cfg: CfgNode, tmp_path: Path) -> None:
-    pytest.importorskip("panopticapi")
-    record = load_panoptic_records(NAME)[0]
-    evaluator = build_evaluator(cfg, NAME, tmp_path)
-    evaluator.reset()
-    seen = torch.zeros(HEIGHT, WIDTH, dtype=torch.int32)
-    infos = []
-    for i, annotation in enumerate(record["annotations"], start=1):
-        seen[torch.from_numpy(segment_map()) == annotation["id"]] = i
-        category = annotation["category_id"]
-        infos.append({"id": i, "category_id": category, "isthing": category < 2, "score": 1.0})
-    evaluator.process([record], [{"panoptic_seg": (seen, infos)}])
+def found_map() -> np.ndarray:
+    """The cat moved, a part of the dog a cat, sky and grass parted higher up, a dog too many."""
+    ids = np.full((HEIGHT, WIDTH), 4)
+    ids[14:] = 5
+    ids[5:20, 3:11] = 1
+    ids[8:22, 15:24] = 2
+    ids[8:22, 24:29] = 3
+    ids[:2, :3] = 6  # where there is no truth, so no mistake either
+    return ids
+
+
+def infos_of(found: dict[int, tuple[int, bool]]) -> list[dict[str, Any]]:
+    return [{"id": i, "category_id": c, "isthing": thing} for i, (c, thing) in found.items()]
+
+
+def quality_by_loops(truth: np.ndarray, found: np.ndarray, category: int) -> float:
+    """PQ of one contiguous category, by the formula of Kirillov et al. 2019, section 4."""
+    void = truth == 0
+    own = {s: k for k, s in enumerate(SEGMENTS.values())}
+    wanted = [truth == s for s, k in own.items() if k == category]
+    given = [found == i for i, (k, _) in FOUND.items() if k == category]
+    given = [x for x in given if (x & void).sum() <= x.sum() / 2]
+    ious = [(x & y).sum() / ((x | y) & ~(y & void)).sum() for x in wanted for y in given]
+    hits = [iou for iou in ious if iou > 0.5]
+    return sum(hits) / (len(hits) + (len(wanted) - len(hits)) / 2 + (len(given) - len(hits)) / 2)
+
+
+def evaluator_of(cfg: CfgNode, folder: Path | None, ids: np.ndarray, infos: list[Any]) -> Any:
+    evaluator = build_evaluator(cfg, NAME, folder)
+    output = {"panoptic_seg": (torch.from_numpy(ids).int(), infos)}
+    evaluator.process([load_panoptic_records(NAME)[0]], [output])
+    return evaluator
+
+
+def test_panoptic_quality_equals_loops(dataset: Any, cfg: CfgNode, tmp_path: Path) -> None:
+    evaluator = evaluator_of(cfg, tmp_path / "out", found_map(), infos_of(FOUND))
     results = evaluator.evaluate()["panoptic_seg"]
-    assert results["PQ"] == pytest.approx(100)
-    assert results["PQ_st"] == pytest.approx(100)
+    expected = [100 * quality_by_loops(segment_map(), found_map(), k) for k in range(4)]
+    assert len(set(expected)) == 4
+    print(f"differs by {abs(results['PQ'] - np.mean(expected)):.1e} of {expected}")
+    assert results["PQ"] == pytest.approx(np.mean(expected))
+    assert results["PQ_th"] == pytest.approx(np.mean(expected[:2]))
+    assert results["PQ_st"] == pytest.approx(np.mean(expected[2:]))
+    written = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    (annotation,) = written["annotations"]
+    assert [x["category_id"] for x in annotation["segments_info"]] == [1, 7, 1, 92, 100, 7]
+    evaluator.reset()
+    with pytest.raises(ValueError, match="no prediction for the image with id 3"):
+        evaluator.evaluate()
+
+
+def test_the_truth_scores_100(dataset: Any, cfg: CfgNode) -> None:
+    truth = {s: (k, k < 2) for k, s in enumerate(SEGMENTS.values())}
+    results = evaluator_of(cfg, None, segment_map(), infos_of(truth)).evaluate()["panoptic_seg"]
+    assert len(results) == 9
+    assert all(value == pytest.approx(100) for value in results.values())
+
+
+def test_outputs_without_segments_are_refused(dataset: Any, cfg: CfgNode) -> None:
+    evaluator = build_evaluator(cfg, NAME, None)
+    (record,) = load_panoptic_records(NAME)
+    for output in ({"instances": None}, {"panoptic_seg": (torch.zeros(2, 2), None)}):
+        with pytest.raises(
+            ValueError, match=r"output for image 3 has \['.*expected 'panoptic_seg'"
+        ):
+            evaluator.process([record], [output])

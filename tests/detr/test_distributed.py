@@ -15,13 +15,8 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.engine import create_ddp_model
-from tests.models.test_architectures import (
-    ARCHITECTURES,
-    GT_BOXES,
-    Architecture,
-    build,
-    sample,
-)
+from tests.models.architectures import ARCHITECTURES, Architecture
+from tests.models.test_architectures import GT_BOXES, build, sample
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 

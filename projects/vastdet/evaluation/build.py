@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluators by name: Metadata.evaluator_type picks one."""
 
-import importlib.util
 from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
-    COCOPanopticEvaluator,
     DatasetEvaluator,
     PascalVOCDetectionEvaluator,
 )
 from fvcore.common.registry import Registry
 
 from vastdet.evaluation.coco import DetectionEvaluator
+from vastdet.evaluation.panoptic import PanopticEvaluator
 from vastdet.evaluation.protocols import lvis_protocols, v3det_protocols
 
 EVALUATOR_REGISTRY = Registry("EVALUATOR")
@@ -65,19 +64,8 @@ def pascal_voc(
 def coco_panoptic_seg(
     cfg: CfgNode, dataset_name: str, output_folder: str | Path | None
 ) -> DatasetEvaluator:
-    """Detectron2's evaluator of panoptic quality, by the models' `panoptic_seg`.
-
-    Raises:
-        ModuleNotFoundError: the package panopticapi, which it calls, is not installed.
-    """
-    if importlib.util.find_spec("panopticapi") is None:
-        raise ModuleNotFoundError(
-            f"panoptic quality on {dataset_name} needs the package panopticapi; install it with "
-            "pip install git+https://github.com/cocodataset/panopticapi.git"
-        )
-    return COCOPanopticEvaluator(
-        dataset_name, None if output_folder is None else str(output_folder)
-    )
+    """Panoptic quality, by the models' `panoptic_seg`."""
+    return PanopticEvaluator(dataset_name, output_folder=output_folder)
 
 
 for builder in (coco, lvis, v3det, pascal_voc, coco_panoptic_seg):
