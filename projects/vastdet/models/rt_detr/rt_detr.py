@@ -57,7 +57,8 @@ class RTDETR(SetDetector):
 class CornerDenoising(ContrastiveDenoising):
     """An empty slot holds a point in the corner of the image, as in the authors' code."""
 
-    empty_box = LOGIT_EPS
+    # All zeros there, which go through bounded logits like every noised box.
+    empty_box = LOGIT_EPS / (1 + LOGIT_EPS)
 
 
 def build_transformer(node: CfgNode) -> SetTransformer:
