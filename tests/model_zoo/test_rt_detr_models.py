@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.models.rt_detr_reference import random_weights
 from torch import Tensor
 
 from vastdet.model_zoo import get_config
@@ -113,7 +114,11 @@ def test_the_converted_network_is_transformers_s() -> None:
     pytest.importorskip("transformers")
     converter = rt_detr_transformers_converter(18, version=2)
     cfg = get_config(converter.config)
-    ours = build_probe_model(cfg, None).state_dict()
+    # Drawn anew, weights may score two tokens alike, whose queries then change places.
+    torch.manual_seed(0)
+    model = build_probe_model(cfg, None)
+    random_weights(model)
+    ours = model.state_dict()
     theirs = converter.from_detectron2(ours)
-    # Measured: logits 4e-6, boxes 4e-7, in the order of the queries.
+    # Measured: logits 3.8e-6, boxes 8.9e-7, in the order of the queries.
     assert max(compare(converter, cfg, ours, theirs, batch_norm_eps=DETECTRON2_EPS).values()) < 1e-4
