@@ -45,7 +45,7 @@ def transformers_deformable_detr(
         two_stage=node.VARIANT == "two_stage",
         disable_custom_kernels=True,
     )
-    return _transformers_network(DeformableDetrForObjectDetection(config), weights, batch_norm_eps)
+    return TransformersNetwork(DeformableDetrForObjectDetection(config), weights, batch_norm_eps)
 
 
 def transformers_detr(cfg: CfgNode, weights: StateDict, batch_norm_eps: float) -> Network:
@@ -54,7 +54,7 @@ def transformers_detr(cfg: CfgNode, weights: StateDict, batch_norm_eps: float) -
 
     node = cfg.MODEL.DETR
     config = DetrConfig(**_transformer_sizes(cfg, node, [node.IN_FEATURE]))
-    return _transformers_network(DetrForObjectDetection(config), weights, batch_norm_eps)
+    return TransformersNetwork(DetrForObjectDetection(config), weights, batch_norm_eps)
 
 
 def transformers_rt_detr(
@@ -98,7 +98,7 @@ def transformers_rt_detr(
     known = model.state_dict()
     copies = ("class_embed.", "bbox_embed.")
     weights = {n: t for n, t in weights.items() if n in known or not n.startswith(copies)}
-    return _transformers_network(model, weights, batch_norm_eps)
+    return TransformersNetwork(model, weights, batch_norm_eps)
 
 
 def transformers_conditional_detr(
@@ -109,7 +109,7 @@ def transformers_conditional_detr(
 
     node = cfg.MODEL.CONDITIONAL_DETR
     config = ConditionalDetrConfig(**_transformer_sizes(cfg, node, [node.IN_FEATURE]))
-    return _transformers_network(ConditionalDetrForObjectDetection(config), weights, batch_norm_eps)
+    return TransformersNetwork(ConditionalDetrForObjectDetection(config), weights, batch_norm_eps)
 
 
 def transformers_dab_detr(cfg: CfgNode, weights: StateDict, batch_norm_eps: float) -> Network:
@@ -119,7 +119,7 @@ def transformers_dab_detr(cfg: CfgNode, weights: StateDict, batch_norm_eps: floa
     node = cfg.MODEL.DAB_DETR
     sizes = _transformer_sizes(cfg, node, [node.IN_FEATURE])
     config = DabDetrConfig(hidden_size=sizes.pop("d_model"), **sizes)
-    return _transformers_network(DabDetrForObjectDetection(config), weights, batch_norm_eps)
+    return TransformersNetwork(DabDetrForObjectDetection(config), weights, batch_norm_eps)
 
 
 def torchvision_detector(
@@ -179,16 +179,20 @@ def _transformer_sizes(cfg: CfgNode, node: CfgNode, maps: list[str]) -> dict[str
     }
 
 
-def _transformers_network(model: nn.Module, weights: StateDict, batch_norm_eps: float) -> Network:
-    _load(model, weights, batch_norm_eps)
+class TransformersNetwork:
+    """A detector of transformers as a `Network`; `model` is the detector itself."""
+
+    def __init__(self, model: nn.Module, weights: StateDict, batch_norm_eps: float) -> None:
+        """Load `weights`, which must be complete."""
+        _load(model, weights, batch_norm_eps)
+        self.model = model
 
     @torch.no_grad()
-    def network(image: Tensor) -> dict[str, Tensor]:
+    def __call__(self, image: Tensor) -> dict[str, Tensor]:
+        """Logits (Q, K) and boxes (Q, 4) of one normalised image (3, H, W)."""
         mask = torch.ones(1, *image.shape[1:], dtype=torch.long)
-        outputs = model(pixel_values=image[None], pixel_mask=mask)
+        outputs = self.model(pixel_values=image[None], pixel_mask=mask)
         return {"logits": outputs.logits[0], "boxes": outputs.pred_boxes[0]}
-
-    return network
 
 
 def _load(model: nn.Module, weights: StateDict, batch_norm_eps: float) -> None:
