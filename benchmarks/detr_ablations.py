@@ -2,8 +2,9 @@
 """What denoising, two-stage queries and look forward twice do for DINO, and DINO beside DETR.
 
 Every variant trains from random weights on the blood-cell photographs (bccd of
-datasets/README.md) for the same time: the seconds of their training steps are measured in turns, and the slower has
-fewer iterations. One thread and processor time, so that other work on the machine changes little.
+datasets/README.md) for the same time: the seconds of their training steps are measured in turns,
+and the slower has fewer iterations. One thread and processor time, so that other work on the
+machine changes little.
 
     DETECTRON2_DATASETS=FOLDER python benchmarks/detr_ablations.py --minutes 7 --seeds 1 2 3
 

@@ -73,11 +73,11 @@ def inference_calls(model: str, size: tuple[int, int]) -> Calls:
 
 
 def training_calls(model: str, size: tuple[int, int]) -> Calls:
-    """Name -> a function that takes a training step on two images, with losses of every layer."""
+    """Name -> a function that takes a training step on an image, with losses of every layer."""
     cfg, ours, theirs = networks(model)
     cfg.defrost()
     cfg.SOLVER.BASE_LR = 0.0
-    records = random_inputs(cfg, batch_size=2, image_size=size)
+    records = random_inputs(cfg, batch_size=1, image_size=size)
     labels = [
         {
             "class_labels": record["instances"].gt_classes,
@@ -123,7 +123,7 @@ def trained_alike(ours: nn.Module, theirs: nn.Module) -> tuple[int, int]:
     frozen = any(not p.requires_grad for p in ours.backbone.parameters())
     for name, parameter in theirs.named_parameters():
         is_first = "backbone" in name and (".embedder." in name or ".stages.0." in name)
-        parameter.requires_grad_(not (frozen and is_first or "normalization" in name))
+        parameter.requires_grad_(not ((frozen and is_first) or "normalization" in name))
     for module in theirs.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
