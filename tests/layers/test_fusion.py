@@ -6,6 +6,9 @@ import copy
 import pytest
 import timm
 import torch
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone.resnet import build_resnet_backbone
 from timm.layers import freeze_batch_norm_2d
 from torch import nn
 
@@ -57,6 +60,26 @@ def test_timm_s_resnets(name: str, is_frozen: bool) -> None:
         for found, expected in zip(one(images), model(images), strict=True):
             # Measured: 6e-7 of the largest value.
             assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
+def test_detectron2_s_resnet(norm: str) -> None:
+    cfg = get_cfg()
+    cfg.MODEL.RESNETS.NORM = norm
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 8, 16
+    cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 4
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    model = build_resnet_backbone(cfg, ShapeSpec(channels=3)).eval()
+    for name, buffer in model.named_buffers():
+        if "running" in name:
+            nn.init.uniform_(buffer, 0.01, 0.02)
+    one, images = fused(model), torch.randn(1, 3, 64, 64)
+    assert len(norms_of(model)) == 43
+    assert not norms_of(one)
+    with torch.no_grad():
+        found, expected = one(images)["res4"], model(images)["res4"]
+    # Measured: 3e-7 of the largest value.
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 def test_a_norm_before_its_convolution_stays() -> None:

@@ -20,8 +20,8 @@ def fused(model: nn.Module) -> nn.Module:
     """A copy for inference that computes the same with fewer passes over the maps.
 
     A module with a method `fused` is replaced by what that returns. In all others a convolution
-    takes up the batch norm that follows it in an `nn.Sequential`, or that is named `bnN` beside
-    `convN`, as in timm's ResNets. Weights of convolutions are laid out channels last. The copy is
+    takes up the batch norm that follows it in an `nn.Sequential`, that is named `bnN` beside
+    `convN`, as in timm's ResNets, or that it holds as `norm`, as Detectron2's do. Weights of convolutions are laid out channels last. The copy is
     not for training: its norms are gone, and no parameter wants a gradient.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
@@ -34,6 +34,8 @@ def fold(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
     """One convolution with a bias in place of a convolution and a batch norm at inference."""
     scale, shift = scale_and_shift(norm)
     result = copy.deepcopy(conv)
+    if hasattr(result, "norm"):
+        result.norm = None
     bias = torch.zeros_like(shift) if conv.bias is None else conv.bias.double()
     weight = conv.weight.double() * scale[:, None, None, None]
     result.weight = nn.Parameter(weight.to(conv.weight), requires_grad=False)
@@ -54,6 +56,8 @@ def _fuse_children(parent: nn.Module) -> None:
     for name, child in list(parent.named_children()):
         if hasattr(child, "fused"):
             parent.set_submodule(name, child.fused())
+        elif isinstance(child, nn.Conv2d) and type(getattr(child, "norm", None)).__name__ in NORMS:
+            parent.set_submodule(name, fold(child, child.norm))
         else:
             _fuse_children(child)
     for conv_name, norm_name in list(_followers(parent)):
