@@ -21,8 +21,9 @@ def fused(model: nn.Module) -> nn.Module:
 
     A module with a method `fused` is replaced by what that returns. In all others a convolution
     takes up the batch norm that follows it in an `nn.Sequential`, that is named `bnN` beside
-    `convN`, as in timm's ResNets, or that it holds as `norm`, as Detectron2's do. Weights of convolutions are laid out channels last. The copy is
-    not for training: its norms are gone, and no parameter wants a gradient.
+    `convN`, as in timm's ResNets, or that it holds as `norm`, as Detectron2's do. Weights of
+    convolutions are laid out channels last. The copy is not for training: its norms are gone, and
+    no parameter wants a gradient.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     with torch.no_grad():
