@@ -4,9 +4,6 @@
 import csv
 import json
 import math
-import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +15,11 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.events import EventStorage
 
-from vastdet.evaluation import build_evaluator
+from vastdet.evaluation import build_evaluator, results_file
 from vastdet.evaluation.coco import merge_processes, plots_are_due
-from vastdet.evaluation.detections import Detections, from_instances
+from vastdet.evaluation.detections import Detections, from_instances, to_coco
 from vastdet.evaluation.protocols import score_protocols
+from vastdet.evaluation.results_file import read_results
 
 NAMES = ["cat", "dog", "owl"]
 
@@ -176,24 +174,6 @@ def test_processes_merge_uneven_and_overlapping_parts(cfg: CfgNode, dataset) -> 
     assert summary == pytest.approx({key: expected[key] for key in summary}, nan_ok=True)
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    worker = str(Path(__file__).with_name("distributed_worker.py"))
-    run_worker = runpy.run_path(worker)
-    # A forked process would lack the threads of the evaluator; this one is the first of the two.
-    other = subprocess.Popen([sys.executable, worker, "1", str(tmp_path)])
-    run_worker["main"](0, tmp_path)
-    assert other.wait(timeout=120) == 0
-    for catalog in (DatasetCatalog, MetadataCatalog):
-        catalog.remove("distributed")
-    single = run_worker["evaluate"](range(12))["bbox"]
-    for catalog in (DatasetCatalog, MetadataCatalog):
-        catalog.remove("distributed")
-    assert json.loads((tmp_path / "rank1.json").read_text()) == {}
-    both = json.loads((tmp_path / "rank0.json").read_text())["bbox"]
-    assert both == pytest.approx(single, rel=0, abs=0, nan_ok=True)
-    assert single["AP"] > 10
-
-
 def test_json_dataset_converts_category_ids(cfg: CfgNode, tmp_path: Path) -> None:
     content = {
         "images": [{"id": 5, "height": 100, "width": 100, "file_name": "5.png"}],
@@ -313,6 +293,27 @@ def test_output_without_instances(cfg: CfgNode, dataset) -> None:
     evaluator = build_evaluator(cfg, dataset(random_dataset()[0]), None)
     with pytest.raises(ValueError, match="expected 'instances'"):
         evaluator.process([{"image_id": 7}], [{"proposals": None}])
+
+
+def test_many_detections_are_written_as_arrays(
+    cfg: CfgNode, dataset, tmp_path: Path, monkeypatch
+) -> None:
+    records, outputs = random_dataset()
+    name = dataset(records)
+    cfg.TEST.PLOTS = "never"
+    evaluator = build_evaluator(cfg, name, tmp_path)
+    run(evaluator, records, outputs)
+    rows = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    monkeypatch.setattr(results_file, "MAX_JSON_DETECTIONS", len(rows) - 1)
+    run(evaluator, records, outputs)
+    assert not (tmp_path / "coco_instances_results.json").exists()
+    found = read_results(tmp_path / "instances_results.npz", evaluator.ground_truth)
+    assert to_coco(found, evaluator.ground_truth) == rows
+    monkeypatch.setattr(results_file, "JSON_BLOCK", 7)
+    monkeypatch.setattr(results_file, "MAX_JSON_DETECTIONS", len(rows))
+    run(evaluator, records, outputs)
+    assert json.loads((tmp_path / "coco_instances_results.json").read_text()) == rows
+    assert not (tmp_path / "instances_results.npz").exists()
 
 
 def test_test_set_without_annotations_writes_results_only(cfg: CfgNode, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 
-from vastdet.evaluation.detections import NO_DETECTIONS, Detections, from_instances, results_json
+from vastdet.evaluation.detections import Detections, from_instances
 from vastdet.evaluation.ground_truth import GroundTruth, ground_truth_of_dataset
 from vastdet.evaluation.metrics import Scores
 from vastdet.evaluation.protocols import (
@@ -24,7 +24,8 @@ from vastdet.evaluation.protocols import (
     score_protocols,
 )
 from vastdet.evaluation.report import ReportOptions, log_scores, write_report
-from vastdet.files import write_atomically
+from vastdet.evaluation.results_file import write_results
+from vastdet.evaluation.spool import DetectionSpool
 
 # Beyond this many categories `AP-name` is left to the files: every key becomes a training scalar.
 MAX_CATEGORY_KEYS = 500
@@ -37,12 +38,12 @@ class DetectionEvaluator(DatasetEvaluator):
 
     `protocols` builds them (`vastdet.evaluation.protocols`); by default they are COCO's.
 
-    `process` keeps arrays; `evaluate` gathers them on the main process, which writes
-    `coco_instances_results.json`, `metrics.json`, `per_category.csv` and pictures into the output
-    folder and returns {"bbox": {"AP": ..., ...}} in percent as Detectron2's evaluator does, with an
-    entry for each further protocol (other processes return {}). An image that several processes
-    saw, as padded samplers make them, counts once; an image that none saw counts as having no
-    detections.
+    `process` keeps the detections as bytes, on disk where there is an output folder. `evaluate`
+    gathers them on the main process, which writes the results file (`write_results` says which),
+    `metrics.json`, `per_category.csv` and pictures into the output folder and returns
+    {"bbox": {"AP": ..., ...}} in percent as Detectron2's evaluator does, with an entry for each
+    further protocol (other processes return {}). An image that several processes saw, as padded
+    samplers make them, counts once; an image that none saw counts as having no detections.
     """
 
     @configurable
@@ -63,6 +64,7 @@ class DetectionEvaluator(DatasetEvaluator):
         self.options = ReportOptions(plots=plots, confusion_score=confusion_score)
         self._ground_truth: GroundTruth | None = None
         self._protocols: dict[str, list[Protocol]] = {}
+        self._spool = DetectionSpool(self.output_folder)
         self.reset()
 
     @classmethod
@@ -103,7 +105,7 @@ class DetectionEvaluator(DatasetEvaluator):
 
     def reset(self) -> None:
         """Forget the detections."""
-        self._parts: list[Detections] = []
+        self._spool.close()
         self._seen: set[int] = set()
 
     def process(
@@ -134,21 +136,20 @@ class DetectionEvaluator(DatasetEvaluator):
             self._seen.add(index)
             part = from_instances(output["instances"], index)
             check_part(part, image_id, self.ground_truth.num_categories)
-            self._parts.append(part)
+            self._spool.add(part)
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
         """Gather, score, write the files; {} on other processes and without annotations."""
-        local = Detections.concatenate(self._parts) if self._parts else NO_DETECTIONS
-        seen = np.array(sorted(self._seen), dtype=np.int64)
-        gathered = comm.gather((seen, local), dst=0)
+        seen = comm.gather(np.array(sorted(self._seen), dtype=np.int64))
+        gathered = self._spool.gather()
         if not comm.is_main_process():
             return OrderedDict()
-        detections = merge_processes(gathered)
-        self._report_coverage([seen for seen, _ in gathered], detections)
+        detections = merge_processes(list(zip(seen, gathered, strict=True)))
+        del gathered
+        self._report_coverage(seen, detections)
         if self.output_folder is not None:
-            write_atomically(
-                self.output_folder / "coco_instances_results.json",
-                results_json(detections, self.ground_truth),
+            write_results(
+                self.output_folder, detections, self.ground_truth, dataset=self.dataset_name
             )
         if not self.ground_truth.annotated:
             logger.info("%s has no annotations: results were written only.", self.dataset_name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading results files, with every fault of them named.
+"""Results files: reading them, with every fault named, and writing them.
 
 COCO's JSON is read in pieces of a few megabytes, each of which becomes arrays before the next one
 is parsed: as Python objects, the results of a V3Det-size set need 6 GB and more. What is wrong with
@@ -13,24 +13,62 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import orjson
 import pycocotools.mask as mask_util
 
-from vastdet.evaluation.detections import NO_DETECTIONS, Detections
+from vastdet.evaluation.detections import NO_DETECTIONS, Detections, to_coco
 from vastdet.evaluation.faults import UNKNOWN, Faults, required_keys
 from vastdet.evaluation.ground_truth import GroundTruth, describe
-from vastdet.evaluation.results_store import is_store, read_store
-from vastdet.files import local_path, read_json, without_garbage_collection
+from vastdet.evaluation.results_store import is_store, read_store, write_store
+from vastdet.files import local_path, read_json, without_garbage_collection, write_atomically
 
+JSON_NAME, STORE_NAME = "coco_instances_results.json", "instances_results.npz"
+# An evaluator writes more detections than these as .npz: a V3Det-size set is 1.4 GB of JSON.
+MAX_JSON_DETECTIONS = 1_000_000
+JSON_BLOCK = 50_000  # detections that are Python objects at a time
 PIECE_BYTES = 16 * 2**20
 # How far apart the end of an entry and the start of the next may be: a comma, and indentation.
 MAX_GAP = 64
 
 Row = Mapping[str, Any]
 Progress = Callable[[float], None]
+
+
+def write_results(
+    folder: Path, detections: Detections, ground_truth: GroundTruth, *, dataset: str
+) -> Path:
+    """Write an evaluation's results file and return its path.
+
+    It is `coco_instances_results.json`, COCO's format, and above `MAX_JSON_DETECTIONS`
+    `instances_results.npz` (`results_store`); the folder keeps no file of the other kind, which
+    would be of an earlier evaluation.
+    """
+    json_file, store = folder / JSON_NAME, folder / STORE_NAME
+    if len(detections) <= MAX_JSON_DETECTIONS:
+        write_results_json(json_file, detections, ground_truth)
+        store.unlink(missing_ok=True)
+        return json_file
+    write_store(store, detections, ground_truth, dataset=dataset)
+    json_file.unlink(missing_ok=True)
+    return store
+
+
+def write_results_json(path: str | Path, detections: Detections, ground_truth: GroundTruth) -> None:
+    """Write a COCO results file, whole or not at all; numbers round-trip exactly."""
+
+    def write(file: IO[bytes]) -> None:
+        file.write(b"[")
+        for start in range(0, len(detections), JSON_BLOCK):
+            block = detections[np.arange(start, min(start + JSON_BLOCK, len(detections)))]
+            text = json.dumps(to_coco(block, ground_truth), allow_nan=False)[1:-1]
+            file.write(b", " if start else b"")
+            file.write(text.encode("utf-8"))
+        file.write(b"]")
+
+    write_atomically(path, write)
 
 
 def read_results(

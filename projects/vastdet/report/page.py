@@ -82,7 +82,10 @@ def find_gallery(
     """The gallery of the first evaluated dataset, or the reason why there is none."""
     evaluations = [e for e in run.evaluations if e.detections_file is not None]
     if not evaluations:
-        return None, "There are no detections yet: they come with the first evaluation."
+        return None, (
+            "There are no detections yet: they come with the first evaluation, unless it has so "
+            "many that its results file is not JSON."
+        )
     evaluation = evaluations[0]
     assert evaluation.detections_file is not None
     try:
