@@ -1,11 +1,16 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Time COCO's AP by hotcoco and by pycocotools on the same synthetic detections.
+"""Time the scoring of synthetic detections: COCO's AP beside pycocotools, or V3Det at full size.
 
 The fast engine runs before and after the reference, so that a change in the machine's load shows.
+With --v3det-size, both metrics of V3Det are scored on as many images, categories and boxes as its
+validation set has, and then, in a process of its own, as many images as pycocotools can do.
 """
 
 import argparse
+import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,21 +21,48 @@ from rich.table import Table
 
 from vastdet.evaluation.confusion import confusion_matrix
 from vastdet.evaluation.detections import Detections, results_json
-from vastdet.evaluation.engines import Curves, accumulate
+from vastdet.evaluation.engines import (
+    Curves,
+    accumulate,
+    run_pycocotools,
+)
 from vastdet.evaluation.ground_truth import GroundTruth
 from vastdet.evaluation.metrics import score
-from vastdet.vocabulary import CategorySpace
+from vastdet.evaluation.protocols import VAST_MAX_DETS, v3det_protocols
+from vastdet.vocabulary import CategoryHierarchy, CategorySpace
 
-BOXES_PER_IMAGE = 7  # COCO val2017 has 36,781 boxes in 5,000 images
+BOXES_PER_IMAGE = 7  # COCO val2017 has 36,781 boxes in 5,000 images, V3Det val 220,429 in 29,821
+V3DET_IMAGES, V3DET_CATEGORIES, V3DET_DETECTIONS = 29_821, 13_204, 300
+V3DET_INNER = 900  # categories that have others below them; a tree over V3Det's names has 893
+
+
+def plain_space(num_categories: int) -> CategorySpace:
+    """Categories without a tree."""
+    return CategorySpace.from_names([f"category {k}" for k in range(num_categories)])
+
+
+def vast_space(num_categories: int) -> CategorySpace:
+    """A random tree in which the first `V3DET_INNER` categories are inner nodes, half are novel."""
+    generator = np.random.default_rng(1)
+    parents = [int(generator.integers(0, min(k, V3DET_INNER))) for k in range(1, num_categories)]
+    names = [f"category {k}" for k in range(num_categories)]
+    edges = [(names[parent], names[k + 1]) for k, parent in enumerate(parents)]
+    return CategorySpace(
+        names=tuple(names),
+        dataset_ids=tuple(range(1, num_categories + 1)),
+        novel=tuple(bool(flag) for flag in generator.integers(0, 2, num_categories)),
+        hierarchy=CategoryHierarchy.from_ids(edges, category_nodes=names),
+    )
 
 
 def synthetic(
-    num_images: int, per_image: int, num_categories: int
+    num_images: int, per_image: int, space: CategorySpace
 ) -> tuple[GroundTruth, Detections]:
     """Boxes in 640 x 480 images; 7 detections an image near a box, the others anywhere."""
     generator = np.random.default_rng(0)
+    num_categories = len(space)
     image = np.repeat(np.arange(num_images), BOXES_PER_IMAGE)
-    category = generator.integers(0, num_categories, len(image))
+    category = generator.choice(num_categories, len(image), p=shares(space))
     boxes = np.concatenate(
         [
             generator.uniform(0, 400, (len(image), 2)),
@@ -39,7 +71,7 @@ def synthetic(
         axis=1,
     )
     truth = GroundTruth(
-        space=CategorySpace.from_names([f"category {k}" for k in range(num_categories)]),
+        space=space,
         image_ids=tuple(range(num_images)),
         image_sizes=np.tile([480, 640], (num_images, 1)),
         image_index=image,
@@ -54,13 +86,38 @@ def synthetic(
     columns = {
         "image_index": np.concatenate([image, generator.integers(0, num_images, clutter)]),
         "category_index": np.concatenate(
-            [category, generator.integers(0, num_categories, clutter)]
+            [mistaken(category, space, generator), generator.integers(0, num_categories, clutter)]
         ),
         "boxes": np.concatenate([near, anywhere]),
         "scores": np.concatenate([generator.beta(4, 2, len(near)), generator.beta(1, 6, clutter)]),
     }
     order = np.argsort(columns["image_index"], kind="stable")
     return truth, Detections(**columns)[order]
+
+
+def shares(space: CategorySpace) -> np.ndarray:
+    """How often each category is labelled: all alike, or with a long tail where there is a tree."""
+    weights = np.ones(len(space))
+    if space.hierarchy is not None:
+        weights = 1 / (50 + np.random.default_rng(2).permutation(len(space)))
+    return weights / weights.sum()
+
+
+def mistaken(
+    category: np.ndarray, space: CategorySpace, generator: np.random.Generator
+) -> np.ndarray:
+    """The categories; where there is a tree, a fifth replaced by one above or below."""
+    if space.hierarchy is None:
+        return category
+    below, above = space.hierarchy.category_ancestor_pairs.T
+    source, target = np.concatenate([below, above]), np.concatenate([above, below])
+    order = np.argsort(source, kind="stable")
+    source, target = source[order], target[order]
+    first = np.searchsorted(source, category)
+    count = np.searchsorted(source, category, side="right") - first
+    relative = target[first + generator.integers(0, np.maximum(count, 1))]
+    replaced = (count > 0) & (generator.random(len(category)) < 0.2)
+    return np.where(replaced, relative, category)
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
@@ -70,14 +127,9 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
     return result, time.perf_counter() - clock, time.process_time() - cpu
 
 
-def main() -> None:
-    """Time, compare, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--detections", type=int, default=100, help="an image (default: 100)")
-    parser.add_argument("--categories", type=int, default=80)
-    arguments = parser.parse_args()
-    truth, found = synthetic(arguments.images, arguments.detections, arguments.categories)
+def compare_coco(num_images: int, per_image: int, num_categories: int) -> None:
+    """Time COCO's AP by both engines, and print their largest difference."""
+    truth, found = synthetic(num_images, per_image, plain_space(num_categories))
     console = Console()
     table = Table(title=f"{len(found):,} detections, {len(truth.boxes):,} boxes")
     for heading in ("step", "clock, s", "CPU, s"):
@@ -105,6 +157,99 @@ def main() -> None:
     gap = np.abs(curves["hotcoco"].precision - curves["pycocotools"].precision).max()
     summary = score(curves["hotcoco"], truth, found).summary
     console.print(f"largest difference of precision: {gap:.1e}; AP {summary['AP']:.2f}")
+
+
+def new_table(title: str) -> Table:
+    """A table of steps."""
+    table = Table(title=title, title_justify="left", min_width=len(title))
+    for heading in ("step", "clock, s", "CPU, s", "peak, GB"):
+        table.add_column(heading, justify="left" if heading == "step" else "right")
+    return table
+
+
+def peak_gigabytes() -> float:
+    """The most memory that this process has held, in 10^9 bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def score_v3det(num_images: int) -> None:
+    """Score both metrics of V3Det, and print time and memory of each."""
+    console = Console()
+    truth, found = synthetic(num_images, V3DET_DETECTIONS, vast_space(V3DET_CATEGORIES))
+    table = new_table(
+        f"{num_images:,} images, {len(truth.boxes):,} boxes, {len(found):,} detections, "
+        f"{V3DET_CATEGORIES:,} categories"
+    )
+    table.add_row("the data", "", "", f"{peak_gigabytes():.2f}")
+    results: dict[str, Any] = {}
+    total = np.zeros(2)
+    for protocol in v3det_protocols(truth):
+        results[protocol.key], *seconds = timed(lambda p=protocol: p.rule(truth, found, results))
+        total += seconds
+        row = (protocol.title, *(f"{s:.1f}" for s in seconds), f"{peak_gigabytes():.2f}")
+        table.add_row(*row)
+    table.add_row("both", *(f"{s:.1f}" for s in total), f"{peak_gigabytes():.2f}")
+    console.print(table)
+    for key, scores in results.items():
+        console.print(key, {name: round(value, 2) for name, value in scores.summary.items()})
+
+
+def compare_v3det(num_images: int) -> None:
+    """Time plain V3Det AP by hotcoco and by pycocotools, which gets all categories at once."""
+    console = Console()
+    truth, found = synthetic(num_images, V3DET_DETECTIONS, vast_space(V3DET_CATEGORIES))
+    limits = (VAST_MAX_DETS,)
+
+    def by_hotcoco() -> Any:
+        return accumulate(truth, found, max_dets=limits)
+
+    def by_pycocotools() -> Any:
+        every = np.arange(V3DET_CATEGORIES)
+        return run_pycocotools(truth, found, every, "bbox", limits)
+
+    table = new_table(f"{num_images:,} images, {len(found):,} detections, plain AP")
+    seconds: dict[str, list[list[float]]] = {"hotcoco": [], "pycocotools": []}
+    for name in ("hotcoco", "hotcoco", "pycocotools", "hotcoco", "hotcoco"):
+        work = by_hotcoco if name == "hotcoco" else by_pycocotools
+        curves, *times = timed(work)
+        seconds[name].append(times)
+        table.add_row(name, *(f"{s:.2f}" for s in times), f"{peak_gigabytes():.2f}")
+        if name == "pycocotools":
+            precision = curves["precision"]
+    console.print(table)
+    fast, reference = (np.median(seconds[name], axis=0) for name in ("hotcoco", "pycocotools"))
+    ratios = reference / fast
+    console.print(
+        f"pycocotools / hotcoco: {ratios[0]:.0f} by the clock, {ratios[1]:.0f} in CPU time"
+    )
+    gap = np.abs(curves.precision - precision).max()
+    console.print(f"largest difference of precision: {gap:.1e}")
+
+
+def main() -> None:
+    """Run what is asked for; each part of the V3Det size runs in a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--detections", type=int, default=100, help="an image (default: 100)")
+    parser.add_argument("--categories", type=int, default=80)
+    parser.add_argument("--v3det-size", action="store_true", help="both metrics of V3Det")
+    parser.add_argument(
+        "--reference-images",
+        type=int,
+        default=500,
+        help="with --v3det-size: images for pycocotools, 0 for none (default: 500, about 8 GB)",
+    )
+    parser.add_argument("--part", choices=("score", "compare"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.part == "score":
+        score_v3det(V3DET_IMAGES)
+    elif arguments.part == "compare":
+        compare_v3det(arguments.reference_images)
+    elif arguments.v3det_size:
+        for part in ("score", "compare") if arguments.reference_images else ("score",):
+            subprocess.run([sys.executable, *sys.argv, "--part", part], check=True)
+    else:
+        compare_coco(arguments.images, arguments.detections, arguments.categories)
 
 
 if __name__ == "__main__":

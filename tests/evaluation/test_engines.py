@@ -231,7 +231,8 @@ def test_random_scenes(seed: int) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_blocks_of_categories_change_nothing(monkeypatch, engine: str) -> None:
+@pytest.mark.parametrize("limit", ["BLOCK_CATEGORIES", "BLOCK_DETECTIONS"])
+def test_blocks_of_categories_change_nothing(monkeypatch, engine: str, limit: str) -> None:
     generator = np.random.default_rng(0)
     rows = [
         {
@@ -244,7 +245,7 @@ def test_blocks_of_categories_change_nothing(monkeypatch, engine: str) -> None:
     truth = make_truth([row for row in rows if row["category_id"] != 3][:25], num_categories=7)
     found = make_found(truth, [{**row, "score": generator.random()} for row in rows])
     whole = accumulate(truth, found, engine=engine)
-    monkeypatch.setattr("vastdet.evaluation.engines.BLOCK_CATEGORIES", 2)
+    monkeypatch.setattr(f"vastdet.evaluation.engines.{limit}", 2)
     parts = accumulate(truth, found, engine=engine)
     for name in ("precision", "recall", "scores"):
         np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))

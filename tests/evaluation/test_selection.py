@@ -38,8 +38,9 @@ def test_best_of_each_equals_loops(limit: int) -> None:
     assert best_of_each(groups[:0], scores[:0], limit).tolist() == []
 
 
-@pytest.mark.parametrize("limit", [1, 3, 20])
-def test_detected_categories_equal_loops(limit: int) -> None:
+@pytest.mark.parametrize(("limit", "chunk"), [(1, 128), (3, 2), (20, 1)])
+def test_detected_categories_equal_loops(monkeypatch, limit: int, chunk: int) -> None:
+    monkeypatch.setattr("vastdet.evaluation.selection.CHUNK_IMAGES", chunk)
     generator = np.random.default_rng(1)
     found = Detections(
         image_index=generator.integers(0, 6, 150),

@@ -71,9 +71,8 @@ def boolean_matrix(
     rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]
 ) -> sparse.csr_matrix:
     """A sparse matrix that is True at the given places, each of which may be given many times."""
-    keys = np.unique(rows.astype(np.int64) * shape[1] + columns)
-    places = (keys // shape[1], keys % shape[1])
-    return sparse.csr_matrix((np.ones(len(keys), dtype=bool), places), shape=shape)
+    # True + True is True.
+    return sparse.csr_matrix((np.ones(len(rows), dtype=bool), (rows, columns)), shape=shape)
 
 
 def with_descendant_copies(

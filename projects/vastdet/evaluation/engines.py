@@ -23,8 +23,9 @@ import pycocotools.mask as mask_util
 from vastdet.evaluation.detections import Detections
 from vastdet.evaluation.ground_truth import FEDERATED_KEYS, GroundTruth
 
-# Categories that an engine gets at a time: memory grows with it, the time hardly falls.
+# What an engine gets at a time, about: memory grows with it, the time hardly falls.
 BLOCK_CATEGORIES = 2048
+BLOCK_DETECTIONS = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,8 @@ def fill(
         check_masks(ground_truth, detections)
     if categories is None:
         categories = np.unique(ground_truth.category_index[~ground_truth.is_crowd])
-    blocks = np.array_split(categories, -(-len(categories) // BLOCK_CATEGORIES) or 1)
+    num_blocks = 1 + max(len(categories) // BLOCK_CATEGORIES, len(detections) // BLOCK_DETECTIONS)
+    blocks = np.array_split(categories, num_blocks)
     block_of = np.full(ground_truth.num_categories, -1, dtype=np.int32)
     for number, block in enumerate(blocks):
         block_of[block] = number

@@ -10,6 +10,7 @@ from vastdet.evaluation.detections import Detections
 from vastdet.evaluation.ground_truth import GroundTruth
 
 NOTHING = -1
+CHUNK_IMAGES = 128
 
 
 def best_of_each(groups: np.ndarray, scores: np.ndarray, limit: int) -> np.ndarray:
@@ -31,19 +32,30 @@ def best_of_each(groups: np.ndarray, scores: np.ndarray, limit: int) -> np.ndarr
 
 def detected_categories(detections: Detections, *, num_images: int, limit: int) -> np.ndarray:
     """(N, limit) the categories detected in each image, by their best score, distinct; -1 after."""
-    image, category = detections.image_index, detections.category_index
-    order = np.lexsort((-detections.scores, category, image))
-    image, category = image[order], category[order]
-    first = np.ones(len(order), dtype=bool)
-    first[1:] = (image[1:] != image[:-1]) | (category[1:] != category[:-1])
-    image, category, scores = image[first], category[first], detections.scores[order][first]
-    order = np.lexsort((-scores, image))
-    image, category = image[order], category[order]
-    counts = np.bincount(image, minlength=num_images)
-    rank = np.arange(len(image)) - np.repeat(np.cumsum(counts) - counts, counts)
     selected = np.full((num_images, limit), NOTHING, dtype=np.int64)
-    kept = rank < limit
-    selected[image[kept], rank[kept]] = category[kept]
+    images = detections.image_index
+    ordered = bool((images[1:] >= images[:-1]).all())
+    order = np.arange(len(images)) if ordered else np.argsort(images, kind="stable")
+    starts = np.arange(0, num_images, CHUNK_IMAGES)
+    edges = np.searchsorted(images if ordered else images[order], [*starts, num_images])
+    # A few images at a time: sorting stays in the processor's cache.
+    for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        rows = order[start:stop]
+        image, category, score = (
+            images[rows],
+            detections.category_index[rows],
+            -detections.scores[rows],
+        )
+        by_pair = np.lexsort((score, category, image))
+        image, category, score = image[by_pair], category[by_pair], score[by_pair]
+        best = np.ones(len(rows), dtype=bool)
+        best[1:] = (image[1:] != image[:-1]) | (category[1:] != category[:-1])
+        image, category, score = image[best], category[best], score[best]
+        by_score = np.lexsort((score, image))
+        image, category = image[by_score], category[by_score]
+        rank = np.arange(len(image)) - np.searchsorted(image, image)
+        kept = rank < limit
+        selected[image[kept], rank[kept]] = category[kept]
     return selected
 
 
