@@ -122,24 +122,29 @@ class ClassAwareTrainingSampler:
             category, return_index=True, return_counts=True
         )
 
-    def round(self, seed: int, number: int) -> np.ndarray:
-        """The record indices of a round, one for each of `categories`, in the order of drawing.
+    def rounds(self, seed: int, first: int = 0) -> Iterator[np.ndarray]:
+        """The record indices of round `first` and of all that follow, in the order of drawing.
 
-        A function of the seed and the number of the round (from 0) alone.
+        A round has one index for each of `categories`, and is a function of the seed and of its
+        number (from 0) alone.
         """
-        records = self._records[self._starts]
-        for k in np.flatnonzero(self._counts > 1).tolist():
-            count = int(self._counts[k])
-            cycle, place = divmod(number, count)
-            generator = np.random.default_rng((seed, 1, int(self.categories[k]), cycle))
-            chosen = generator.permutation(count)[place]
-            records[k] = self._records[self._starts[k] + chosen]
-        return np.random.default_rng((seed, 0, number)).permutation(records)
+        # Each category's records lie together, like a deck of cards: shuffled when it is used up.
+        decks, cycles = self._records.copy(), np.full_like(self._counts, -1)
+        for number in itertools.count(first):
+            new_cycles, places = np.divmod(number, self._counts)
+            for k in np.flatnonzero((new_cycles != cycles) & (self._counts > 1)).tolist():
+                deck = slice(self._starts[k], self._starts[k] + self._counts[k])
+                generator = np.random.default_rng(
+                    (seed, 1, int(self.categories[k]), int(new_cycles[k]))
+                )
+                decks[deck] = generator.permutation(self._records[deck])
+            cycles = new_cycles
+            dealt = decks[self._starts + places]
+            yield np.random.default_rng((seed, 0, number)).permutation(dealt)
 
     def indices(self, seed: int) -> Iterator[int]:
         """The endless stream of record indices: round after round."""
-        for number in itertools.count():
-            yield from self.round(seed, number).tolist()
+        return itertools.chain.from_iterable(drawn.tolist() for drawn in self.rounds(seed))
 
 
 def aspect_ratio_groups(records: Sequence[dict[str, Any]]) -> np.ndarray:
