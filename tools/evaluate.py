@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Score a COCO results file without running a model."""
+"""Score results files without running a model."""
 
 import argparse
 import sys
@@ -11,33 +11,23 @@ from detectron2.data import MetadataCatalog
 from rich.console import Console
 
 import vastdet  # noqa: F401  (registers the datasets)
-from vastdet.engine.tools import exit_status
+from vastdet.engine.tools import add_results_arguments, exit_status, load_ground_truth
 from vastdet.evaluation.engines import ENGINES
-from vastdet.evaluation.ground_truth import GroundTruth, from_json, ground_truth_of_dataset
 from vastdet.evaluation.protocols import PROTOCOLS, ProtocolBuilder, coco_protocols
 from vastdet.evaluation.report import ReportOptions
-from vastdet.evaluation.scoring import score_file
+from vastdet.evaluation.scoring import score_files
 from vastdet.evaluation.tables import category_table, group_table, summary_table
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description="Score a COCO results file: tables on the screen; metrics.json, "
-        "per_category.csv and pictures in the output folder.",
+        description="Score results, by every metric of the dataset: tables on the screen; "
+        "metrics.json, per_category.csv and pictures in the output folder.",
         epilog="example: tools/evaluate.py --annotations instances_val2017.json "
         "--results coco_instances_results.json --output output/scores",
     )
-    truth = parser.add_mutually_exclusive_group(required=True)
-    truth.add_argument("--dataset", metavar="NAME", help="a registered dataset")
-    truth.add_argument("--annotations", metavar="JSON", help="a COCO-format annotation file")
-    parser.add_argument(
-        "--results",
-        metavar="JSON",
-        required=True,
-        type=Path,
-        help="detections, a COCO results file",
-    )
+    add_results_arguments(parser)
     parser.add_argument(
         "--output", metavar="DIR", required=True, type=Path, help="folder for the report"
     )
@@ -45,9 +35,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--protocol",
         choices=sorted(PROTOCOLS),
         help="whose rules (default: the dataset's own; COCO's for an annotation file)",
-    )
-    parser.add_argument(
-        "--iou-type", choices=("bbox", "segm"), default="bbox", help="boxes or masks"
     )
     parser.add_argument(
         "--max-dets",
@@ -75,31 +62,28 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def load_ground_truth(arguments: argparse.Namespace) -> tuple[GroundTruth, str, ProtocolBuilder]:
-    """The ground truth, the dataset's name, and what builds the protocols to score it by."""
-    name, rules = arguments.dataset, arguments.protocol
-    if arguments.annotations:
-        ground_truth, name = from_json(arguments.annotations), Path(arguments.annotations).stem
-    else:
-        ground_truth = ground_truth_of_dataset(name)
-        rules = rules or MetadataCatalog.get(name).get("evaluator_type")
+def protocol_builder(arguments: argparse.Namespace) -> ProtocolBuilder:
+    """What builds the protocols to score by: those asked for, or the dataset's own."""
+    rules = arguments.protocol
+    if rules is None and arguments.dataset:
+        rules = MetadataCatalog.get(arguments.dataset).get("evaluator_type")
     build = PROTOCOLS.get(rules, coco_protocols)
     if build is coco_protocols:
-        build = partial(coco_protocols, max_dets=tuple(arguments.max_dets))
-    return ground_truth, name, build
+        return partial(coco_protocols, max_dets=tuple(arguments.max_dets))
+    return build
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Score, write, print."""
     console = Console()
     with console.status("reading ground truth") as status:
-        ground_truth, dataset, build = load_ground_truth(arguments)
-        protocols, scores = score_file(
+        ground_truth, dataset = load_ground_truth(arguments)
+        protocols, scores = score_files(
             arguments.results,
             ground_truth,
             arguments.output,
             dataset=dataset,
-            build_protocols=build,
+            build_protocols=protocol_builder(arguments),
             iou_type=arguments.iou_type,
             engine=arguments.engine,
             options=ReportOptions(

@@ -2,6 +2,7 @@
 """LVIS's AP and Fixed-AP: figures of lvis 0.5.3, and the rules written out in loops."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,12 @@ import pytest
 from vastdet.evaluation import protocols
 from vastdet.evaluation.detections import NO_DETECTIONS, Detections
 from vastdet.evaluation.ground_truth import GroundTruth, from_coco, from_json
-from vastdet.evaluation.protocols import coco_protocols, lvis_protocols, score_protocols
+from vastdet.evaluation.protocols import (
+    coco_protocols,
+    lvis_protocols,
+    score_protocols,
+    v3det_protocols,
+)
 from vastdet.evaluation.results_file import from_results, read_results
 
 FIXTURE = "eval_fixtures/lvis_val_100"
@@ -171,6 +177,34 @@ def test_the_limits_differ(monkeypatch) -> None:
     assert ap(truth, detections, "bbox_fixed") == 0
     results = score_protocols(lvis_protocols(truth), truth, detections)
     assert "AR2" in results["bbox"].summary
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lvis_protocols, "2 of 5 detections do not count: 1 images have more than 2"),
+        (v3det_protocols, "1 of 5 detections do not count: 1 pairs of image and category have"),
+        (partial(coco_protocols, max_dets=(1, 2)), "1 of 5 detections do not count: 1 pairs"),
+    ],
+)
+def test_what_is_beyond_a_limit_is_said_once(monkeypatch, caplog, build, message: str) -> None:
+    monkeypatch.setattr(protocols, "VAST_MAX_DETS", 2)
+    found = [{"bbox": BOX, "category_id": k, "score": s} for k, s in ((0, 0.9), (0, 0.8), (0, 0.7))]
+    found += [{"bbox": BOX, "category_id": 1}, {"bbox": BOX, "image_id": 1}]
+    truth, found = make([{"bbox": BOX}], found, images=[{}, {}])
+    score_protocols(build(truth), truth, found)
+    assert caplog.text.count("do not count") == 1
+    assert message in caplog.text
+    caplog.clear()
+    score_protocols(build(truth), truth, found[np.array([0, 1, 4])])
+    assert "do not count" not in caplog.text
+
+
+def test_each_protocol_is_announced() -> None:
+    truth, found = make([{"bbox": BOX}], [{"bbox": BOX}], images=[{}])
+    steps: list[str] = []
+    score_protocols(lvis_protocols(truth), truth, found, step=steps.append)
+    assert steps == ["LVIS box AP", "LVIS box Fixed-AP"]
 
 
 def test_nothing_found_nothing_labelled() -> None:

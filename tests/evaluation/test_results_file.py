@@ -190,8 +190,8 @@ def test_cut_off_in_a_later_piece(truth: GroundTruth, tmp_path: Path, monkeypatc
 
 def test_several_files_are_one(truth: GroundTruth, tmp_path: Path) -> None:
     rows = [{**GOOD, "image_id": i, "score": i / 8} for i in range(1, 6)]
-    (tmp_path / "one.json").write_text(json.dumps(rows[:3]))
-    write_store(tmp_path / "two.npz", from_results(rows[3:], truth), truth, dataset="x")
+    (tmp_path / "one.json").write_text(json.dumps(rows[2:]))
+    write_store(tmp_path / "two.npz", from_results(rows[:2], truth), truth, dataset="x")
     shares: list[float] = []
     found = read_results(
         [tmp_path / "one.json", tmp_path / "two.npz"], truth, progress=shares.append

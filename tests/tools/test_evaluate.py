@@ -2,9 +2,18 @@
 """tools/evaluate.py as a user runs it."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from vastdet.evaluation.ground_truth import from_json
+from vastdet.evaluation.results_file import from_results
+from vastdet.evaluation.results_store import write_store
 
 BOX = {"image_id": 3, "category_id": 7, "bbox": [10, 10, 50, 50]}
 TRUTH = {
@@ -120,6 +129,83 @@ def test_registered_dataset(load_tool, files, tmp_path: Path, capsys) -> None:
     assert load_tool("evaluate").main(["--dataset", "generated_24_val", *results]) == 0
     assert "generated_24_val" in capsys.readouterr().out
     assert json.loads((tmp_path / "metrics.json").read_text())["bbox"]["AP"] == 0
+
+
+def write_case(folder: Path, rules: str) -> list[str]:
+    """Annotations with what a protocol needs, and results in two formats; the tool's arguments."""
+    image = {"height": 100, "width": 100, "neg_category_ids": [], "not_exhaustive_category_ids": []}
+    truth = {
+        "images": [{"id": i, **image} for i in (3, 4)],
+        "categories": [
+            {"id": 7, "name": "owl", "frequency": "r", "novel": True},
+            {"id": 9, "name": "yak", "frequency": "f", "novel": False},
+        ],
+        "annotations": [
+            {**BOX, "image_id": i, "category_id": 7 + 2 * i % 4, "id": i, "area": 2500}
+            for i in (3, 4)
+        ],
+    }
+    (folder / "truth.json").write_text(json.dumps(truth))
+    (folder / "a.json").write_text(json.dumps([{**BOX, "category_id": 9, "score": 0.9}]))
+    rows = [{**BOX, "image_id": 4, "score": 0.8}]
+    ground_truth = from_json(folder / "truth.json")
+    write_store(folder / "b.npz", from_results(rows, ground_truth), ground_truth, dataset="x")
+    names = {"--annotations": "truth.json", "--output": "out"}
+    arguments = [part for key, name in names.items() for part in (key, str(folder / name))]
+    return [*arguments, "--protocol", rules, "--no-plots"]
+
+
+@pytest.mark.parametrize(
+    ("rules", "keys", "shown"),
+    [
+        ("coco", ["bbox"], "COCO box AP"),
+        ("lvis", ["bbox", "bbox_fixed"], "LVIS box Fixed-AP"),
+        ("v3det", ["bbox"], "V3Det plain box AP"),
+    ],
+)
+def test_json_and_npz_by_every_protocol(
+    load_tool, tmp_path: Path, capsys, rules: str, keys: list[str], shown: str
+) -> None:
+    arguments = write_case(tmp_path, rules)
+    results = ["--results", str(tmp_path / "a.json"), str(tmp_path / "b.npz")]
+    assert load_tool("evaluate").main([*arguments, *results]) == 0
+    assert shown in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert [key for key in metrics if key.startswith("bbox")] == keys
+    assert metrics["num_detections"] == 2
+    assert all(metrics[key]["AP"] == pytest.approx(100) for key in keys)
+
+
+def test_results_files_that_do_not_fit_exit_2(load_tool, tmp_path: Path, capsys) -> None:
+    arguments = write_case(tmp_path, "coco")
+    twice = ["--results", *[str(tmp_path / "b.npz")] * 2]
+    assert load_tool("evaluate").main([*arguments, *twice]) == 2
+    assert "must not overlap" in capsys.readouterr().err
+    (tmp_path / "truth.json").write_text(json.dumps(TRUTH))
+    assert load_tool("evaluate").main([*arguments, "--results", str(tmp_path / "b.npz")]) == 2
+    assert "holds results of x (2 images, 2 categories), not of" in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_whole_files(repository: Path, arguments, files) -> None:
+    """A real SIGINT as soon as the first file of the report is there: pictures take seconds."""
+    command = [sys.executable, str(repository / "tools" / "evaluate.py"), *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    first = files["output"] / "per_category.csv"
+    deadline = time.monotonic() + 120
+    while not first.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert error.endswith("interrupted\n")
+    assert len(first.read_text().splitlines()) == 3
+    for path in files["output"].iterdir():
+        assert not path.name.startswith(".")
+        if path.suffix == ".png":
+            with Image.open(path) as picture:
+                picture.load()
+    # The numbers come last: a report without them is not complete.
+    assert not (files["output"] / "metrics.json").exists()
 
 
 def test_interrupt_leaves_no_part_of_a_file(load_tool, arguments, files, capsys, monkeypatch):

@@ -4,8 +4,10 @@
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from vastdet.data import register_coco
+from vastdet.evaluation.ground_truth import GroundTruth, from_json, ground_truth_of_dataset
 
 
 def add_register_argument(
@@ -27,6 +29,32 @@ def register_datasets(arguments: argparse.Namespace) -> None:
     """Register the datasets of --register; spawned processes need it again."""
     for name, json_file, image_root in arguments.register:
         register_coco(name, json_file, image_root)
+
+
+def add_results_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --dataset or --annotations, --results and --iou-type: results files and their truth."""
+    truth = parser.add_mutually_exclusive_group(required=True)
+    truth.add_argument("--dataset", metavar="NAME", help="a registered dataset")
+    truth.add_argument("--annotations", metavar="JSON", help="a COCO-format annotation file")
+    parser.add_argument(
+        "--results",
+        metavar="FILE",
+        required=True,
+        nargs="+",
+        type=Path,
+        help="detections: COCO's JSON or .npz; several files are parts of one dataset's results, "
+        "by image or by category",
+    )
+    parser.add_argument(
+        "--iou-type", choices=("bbox", "segm"), default="bbox", help="boxes or masks"
+    )
+
+
+def load_ground_truth(arguments: argparse.Namespace) -> tuple[GroundTruth, str]:
+    """What --dataset or --annotations names, and the dataset's name."""
+    if arguments.annotations:
+        return from_json(arguments.annotations), Path(arguments.annotations).stem
+    return ground_truth_of_dataset(arguments.dataset), arguments.dataset
 
 
 def exit_status(run: Callable[[], int | None]) -> int:

@@ -15,7 +15,12 @@ from vastdet.evaluation.detections import Detections
 from vastdet.evaluation.engines import accumulate, accumulate_federated
 from vastdet.evaluation.ground_truth import GroundTruth
 from vastdet.evaluation.metrics import Scores, score
-from vastdet.evaluation.selection import best_of_each, category_recall, detected_categories
+from vastdet.evaluation.selection import (
+    best_of_each,
+    category_recall,
+    detected_categories,
+    num_beyond,
+)
 
 COCO_MAX_DETS = (1, 10, 100)
 VAST_MAX_DETS = 300  # V3Det: of an image and category; LVIS: of an image
@@ -50,11 +55,19 @@ ProtocolBuilder = Callable[..., list[Protocol]]
 
 
 def score_protocols(
-    protocols: Sequence[Protocol], ground_truth: GroundTruth, detections: Detections
+    protocols: Sequence[Protocol],
+    ground_truth: GroundTruth,
+    detections: Detections,
+    *,
+    step: Callable[[str], object] = lambda text: None,
 ) -> dict[str, Scores]:
-    """The scores of each protocol by its key, in order; the rules say what they refuse."""
+    """The scores of each protocol by its key, in order; the rules say what they refuse.
+
+    `step` is told the title of each protocol before it is computed.
+    """
     results: dict[str, Scores] = {}
     for protocol in protocols:
+        step(protocol.title)
         results[protocol.key] = protocol.rule(ground_truth, detections, results)
     return results
 
@@ -70,6 +83,7 @@ def coco_protocols(
     del ground_truth  # COCO's rules are the same for every dataset
 
     def rule(truth: GroundTruth, found: Detections, earlier: Mapping[str, Scores]) -> Scores:
+        say_what_is_beyond(truth, found, max_dets[-1], by_category=True)
         curves = accumulate(truth, found, engine=engine, iou_type=iou_type, max_dets=max_dets)
         return score(curves, truth, found)
 
@@ -131,6 +145,7 @@ def plain_v3det(
     engine: str,
 ) -> Scores:
     """COCO's AP at V3Det's limit, with the OVD AP and AR^C."""
+    say_what_is_beyond(ground_truth, detections, VAST_MAX_DETS, by_category=True)
     curves = accumulate(
         ground_truth, detections, engine=engine, iou_type=iou_type, max_dets=(VAST_MAX_DETS,)
     )
@@ -221,6 +236,7 @@ def limited_by_image(
     iou_type: str,
 ) -> Scores:
     """LVIS's AP (arXiv 1908.03195)."""
+    say_what_is_beyond(ground_truth, detections, VAST_MAX_DETS, by_category=False)
     rows = best_of_each(detections.image_index, detections.scores, VAST_MAX_DETS)
     return federated_scores(ground_truth, detections[rows], iou_type, VAST_MAX_DETS)
 
@@ -235,6 +251,26 @@ def limited_by_category(
     """LVIS's Fixed-AP (Dave et al., arXiv 2102.01066)."""
     rows = best_of_each(detections.category_index, detections.scores, FIXED_AP_DETECTIONS)
     return federated_scores(ground_truth, detections[rows], iou_type, FIXED_AP_DETECTIONS)
+
+
+def say_what_is_beyond(
+    ground_truth: GroundTruth, detections: Detections, limit: int, *, by_category: bool
+) -> None:
+    """Warn of detections that a limit leaves out, an image or an image and category."""
+    beyond, groups = num_beyond(detections.image_index, limit)
+    if beyond and by_category:
+        pairs = detections.image_index * ground_truth.num_categories + detections.category_index
+        beyond, groups = num_beyond(pairs, limit)
+    if beyond:
+        logger.warning(
+            "%d of %d detections do not count: %d %s have more than %d; the best by score stay, of "
+            "equal scores the earlier ones",
+            beyond,
+            len(detections),
+            groups,
+            "pairs of image and category" if by_category else "images",
+            limit,
+        )
 
 
 def federated_scores(

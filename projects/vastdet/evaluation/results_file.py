@@ -34,7 +34,7 @@ PIECE_BYTES = 16 * 2**20
 MAX_GAP = 64
 
 Row = Mapping[str, Any]
-Progress = Callable[[float], None]
+Progress = Callable[[float], object]
 
 
 def write_results(
@@ -84,7 +84,8 @@ def read_results(
     needs a segmentation (RLE or polygons) and its bbox is optional.
 
     Args:
-        paths: a file, or several that hold parts of a dataset's results, by image or by category.
+        paths: a file, or several that hold parts of a dataset's results, by image or by category;
+            the detections of several are ordered by image, as an evaluator writes them.
         ground_truth: what the results are of.
         iou_type: "bbox" or "segm".
         progress: called with the share of the bytes that was read, in [0, 1].
@@ -111,7 +112,10 @@ def read_results(
             check_disjoint(other, part, path, found, ground_truth)
         parts.append(found)
         report(1)
-    return Detections.concatenate(parts)
+    if len(parts) == 1:
+        return parts[0]
+    merged = Detections.concatenate(parts)
+    return merged[np.argsort(merged.image_index, kind="stable")]
 
 
 def check_disjoint(

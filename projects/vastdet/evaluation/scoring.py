@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a results file to a full report."""
+"""From results files to a full report."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vastdet.evaluation.ground_truth import GroundTruth
@@ -11,8 +11,8 @@ from vastdet.evaluation.report import ReportOptions, write_report
 from vastdet.evaluation.results_file import read_results
 
 
-def score_file(
-    results: Path,
+def score_files(
+    results: Sequence[Path],
     ground_truth: GroundTruth,
     folder: Path,
     *,
@@ -21,9 +21,11 @@ def score_file(
     iou_type: str = "bbox",
     engine: str = "hotcoco",
     options: ReportOptions,
-    step: Callable[[str], None],
+    step: Callable[[str], object],
 ) -> tuple[list[Protocol], dict[str, Scores]]:
-    """Score a COCO results file and write the report into `folder`; `step` is told each stage.
+    """Score results files and write the report into `folder`; `step` is told each stage.
+
+    Several files hold parts of one dataset's results, as `read_results` says.
 
     Returns the protocols and their scores by key. Raises ValueError without annotations to score
     against, and as `read_results` and `build_protocols` do.
@@ -34,10 +36,13 @@ def score_file(
             "scored; its results go to the set's evaluation server"
         )
     protocols = build_protocols(ground_truth, iou_type=iou_type, engine=engine)
-    step("reading detections")
-    detections = read_results(results, ground_truth, iou_type=iou_type)
-    step("matching")
-    scores = score_protocols(protocols, ground_truth, detections)
+    detections = read_results(
+        results,
+        ground_truth,
+        iou_type=iou_type,
+        progress=lambda share: step(f"reading detections: {share:.0%}"),
+    )
+    scores = score_protocols(protocols, ground_truth, detections, step=step)
     step("writing the report")
     write_report(
         folder,

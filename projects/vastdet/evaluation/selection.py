@@ -30,6 +30,12 @@ def best_of_each(groups: np.ndarray, scores: np.ndarray, limit: int) -> np.ndarr
     return np.sort(order[rank < limit])
 
 
+def num_beyond(groups: np.ndarray, limit: int) -> tuple[int, int]:
+    """How many rows are beyond the `limit` best of their group, and of how many groups."""
+    excess = np.unique(groups, return_counts=True)[1] - limit
+    return int(excess[excess > 0].sum()), int((excess > 0).sum())
+
+
 def detected_categories(detections: Detections, *, num_images: int, limit: int) -> np.ndarray:
     """(N, limit) the categories detected in each image, by their best score, distinct; -1 after."""
     selected = np.full((num_images, limit), NOTHING, dtype=np.int64)
