@@ -16,7 +16,12 @@ from vastdet.evaluation.engines import ENGINES
 from vastdet.evaluation.protocols import PROTOCOLS, ProtocolBuilder, coco_protocols
 from vastdet.evaluation.report import ReportOptions
 from vastdet.evaluation.scoring import score_files
-from vastdet.evaluation.tables import category_table, group_table, summary_table
+from vastdet.evaluation.tables import (
+    category_table,
+    group_table,
+    size_table,
+    summary_table,
+)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -92,6 +97,7 @@ def run(arguments: argparse.Namespace) -> None:
             step=status.update,
         )
     console.print(category_table(scores[protocols[0].key], ground_truth))
+    console.print(size_table(protocols, scores, title="by size of the object, %"))
     for protocol in protocols:
         groups = group_table(scores[protocol.key], title=f"groups of categories: {protocol.title}")
         if groups is not None:

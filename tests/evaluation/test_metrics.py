@@ -2,6 +2,7 @@
 """Reductions of curves to numbers, and the tables made of them."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from vastdet.evaluation.engines import accumulate
 from vastdet.evaluation.ground_truth import GroundTruth, from_coco
 from vastdet.evaluation.metrics import Scores, mean_percent, mean_percent_of_categories, score
 from vastdet.evaluation.protocols import coco_protocols
-from vastdet.evaluation.tables import category_table, group_table, summary_table
+from vastdet.evaluation.report import category_table as category_rows
+from vastdet.evaluation.tables import category_table, group_table, size_table, summary_table
 
 
 def scored(
@@ -105,5 +107,38 @@ def test_summary_table_shows_every_number_and_dashes() -> None:
 def test_long_category_tables_are_cut() -> None:
     scores, truth = scored([None] * 60, list(range(0, 60, 2)))
     text = printed(category_table(scores, truth))
-    assert "(60 of 60 have ground truth; the best and the worst 20)" in text
-    assert sum(f"c{k} " in text for k in range(60)) == 40
+    assert "(60 of 60 have ground truth; the 10 best and the 10 worst)" in text
+    names = [word for word in text.split() if word.startswith("c") and word[1:].isdigit()]
+    assert names == [f"c{k}" for k in [*range(0, 20, 2), *range(19, 0, -2)]]
+
+
+def test_of_equal_categories_those_with_more_boxes_are_shown() -> None:
+    scores, truth = scored([None] * 60, list(range(0, 60, 2)))
+    boxes = np.arange(60)
+    categories = replace(scores.categories, num_boxes=boxes)
+    text = printed(category_table(replace(scores, categories=categories), truth))
+    names = [word for word in text.split() if word.startswith("c") and word[1:].isdigit()]
+    assert names == [f"c{k}" for k in [*range(58, 38, -2), *range(41, 60, 2)]]
+
+
+def test_size_table() -> None:
+    scores, truth = scored(["f"], [0])
+    protocols = coco_protocols(truth)
+    text = printed(size_table(protocols, {"bbox": scores}, title="sizes"))
+    rows = {
+        line.split()[1].strip(","): line.split()[-4:] for line in text.splitlines() if "│" in line
+    }
+    assert rows["all"][0::2] == ["100.0", "100.0"]
+    assert rows["small"][0::2] == ["-", "-"]
+    assert rows["medium"][0::2] == ["100.0", "100.0"]  # a box of 50 x 50
+
+
+def test_category_rows_say_what_is_known_of_training() -> None:
+    scores, truth = scored(["r", "f"], [0], novel=[True, False])
+    header, rows = category_rows(scores.categories, truth)
+    assert header[:5] == ["category_id", "name", "frequency", "novel", "ap"]
+    assert rows[0][:5] == [0, "c0", "r", True, pytest.approx(100)]
+    space = truth.space.with_counts(image_counts=[3, 50], instance_counts=[4, 60])
+    header, rows = category_rows(scores.categories, replace(truth, space=space))
+    assert header[3:6] == ["novel", "training_images", "training_boxes"]
+    assert rows[1][3:6] == [False, 50, 60]

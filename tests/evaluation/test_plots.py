@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures are drawn for few, many and no categories, without matplotlib's global state."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -16,6 +17,7 @@ from vastdet.evaluation.ground_truth import GroundTruth, from_coco
 from vastdet.evaluation.metrics import score
 from vastdet.evaluation.protocols import coco_protocols
 from vastdet.evaluation.report import ReportOptions, write_report
+from vastdet.vocabulary import CategorySpace
 
 
 def scene(num_categories: int, num_boxes: int) -> tuple[GroundTruth, Detections]:
@@ -103,6 +105,64 @@ def test_precision_recall_legend_states_the_ap() -> None:
     legend = plots.plot_precision_recall(scores, truth).axes[0].get_legend()
     assert legend.get_texts()[0].get_text().split() == ["0.50", f"{scores.summary['AP50']:.1f}"]
     assert len(legend.get_texts()) == 10
+
+
+def frequency_picture(truth: GroundTruth, found: Detections):
+    scores = score(accumulate(truth, found), truth, found)
+    [axes] = plots.plot_frequency(scores, truth).axes
+    points = [np.asarray(group.get_offsets()) for group in axes.collections]
+    return scores, axes, points
+
+
+def test_frequency_is_of_training_where_that_is_known() -> None:
+    truth, found = scene(9, 60)
+    scores, axes, points = frequency_picture(truth, found)
+    assert axes.get_xlabel() == "labelled boxes in this set"
+    assert sorted(np.concatenate(points)[:, 0]) == sorted(scores.categories.num_boxes)
+    counts = list(range(0, 900, 100))  # one category was never seen in training
+    space = truth.space.with_counts(image_counts=counts)
+    _, axes, points = frequency_picture(replace(truth, space=space), found)
+    assert axes.get_xlabel() == "training images with the category"
+    assert axes.get_xscale() == "symlog"
+    assert sorted(np.concatenate(points)[:, 0]) == counts
+    space = replace(space, image_counts=None, instance_counts=tuple(range(1, 10)))
+    _, axes, _ = frequency_picture(replace(truth, space=space), found)
+    assert axes.get_xlabel() == "training boxes of the category"
+    assert axes.get_xscale() == "log"
+
+
+def test_frequency_has_the_groups_that_there_are() -> None:
+    truth, found = scene(9, 60)
+
+    def legend(space: CategorySpace) -> list[str]:
+        _, axes, _ = frequency_picture(replace(truth, space=space), found)
+        return [text.get_text().split(":")[0] for text in axes.get_legend().get_texts()]
+
+    assert legend(truth.space) == ["rare", "common", "frequent"]
+    plain = replace(truth.space, frequency=())
+    assert legend(plain) == ["all"]
+    assert legend(replace(plain, novel=(True,) * 4 + (False,) * 5)) == ["base", "novel"]
+    some = ("r",) * 4 + (None,) * 5
+    assert legend(replace(plain, frequency=some)) == ["rare", "others"]
+
+
+def test_means_in_bins_equal_a_loop() -> None:
+    generator = np.random.default_rng(0)
+    counts, values = generator.integers(0, 70, 400), generator.random(400)
+    centres, means = plots.binned_means(counts, values)
+    expected = []
+    for low, high in ((0, 0), (1, 1), (2, 3), (4, 7), (8, 15), (16, 31), (32, 63), (64, 127)):
+        inside = [i for i in range(400) if low <= counts[i] <= high]
+        if len(inside) >= plots.MIN_BIN:
+            expected.append((counts[inside].mean(), values[inside].mean()))
+    np.testing.assert_allclose(np.stack([centres, means], axis=1), expected, rtol=1e-12)
+    assert len(expected) >= 5
+
+
+def test_ticks_between_counts_have_no_number() -> None:
+    _, axes, _ = frequency_picture(*scene(3, 60))
+    label = axes.xaxis.get_major_formatter()
+    assert [label(value) for value in (37.5, 40, 13204)] == ["", "40", "13,204"]
 
 
 def test_short_names() -> None:

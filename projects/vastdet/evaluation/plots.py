@@ -14,21 +14,35 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import (
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    SymmetricalLogLocator,
+)
 
 from vastdet.evaluation.confusion import ConfusionMatrix
 from vastdet.evaluation.ground_truth import GroundTruth
-from vastdet.evaluation.metrics import FREQUENCY_NAMES, Scores
+from vastdet.evaluation.metrics import FREQUENCY_NAMES, Scores, category_groups
 from vastdet.files import write_atomically
 
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 GREY = "#7F7F7F"
-FREQUENCY_COLOURS = {"r": VERMILION, "c": ORANGE, "f": BLUE}
+GROUP_COLOURS = {
+    "rare": VERMILION,
+    "common": ORANGE,
+    "frequent": BLUE,
+    "base": BLUE,
+    "novel": VERMILION,
+}
 MAX_MATRIX = 80  # categories that a confusion matrix can show with readable names
 MAX_CELL_NUMBERS = 16
 NUM_EXTREMES = 5
 MIN_BOXES = 5
+MIN_BIN = 10
 LINE_STYLES = ("-", "--", "-.", ":", (0, (5, 1)))
 NUM_PAIRS = 30
 DPI = 130
@@ -80,7 +94,7 @@ def plot_precision_recall(scores: Scores, ground_truth: GroundTruth) -> Figure:
             label = f"{iou:.2f}   {mean.mean() * 100:4.1f}"
             left.plot(curves.recall_thresholds, mean, color=colours[t], label=label)
     limits(left)
-    tidy(left, title=f"Mean over {len(with_truth)} categories", x="recall", y="precision")
+    tidy(left, title=f"Mean over {len(with_truth):,} categories", x="recall", y="precision")
     if len(with_truth):
         left.legend(title="IoU    AP", **BESIDE, **SMALL)
     plot_extremes(right, precision[0], scores, ground_truth, with_truth)
@@ -218,7 +232,7 @@ def plot_sizes(scores: Scores) -> Figure:
     labels = ["all", "small\n< 32² px", "medium\n32² to 96² px", "large\n> 96² px"]
     rows = (
         ("AP", ["AP", "APs", "APm", "APl"], BLUE),
-        ("AR", [f"AR{most}", "ARs", "ARm", "ARl"], ORANGE),
+        (f"AR, {most:,} detections", [f"AR{most}", "ARs", "ARm", "ARl"], ORANGE),
     )
     for offset, (name, keys, colour) in zip((-0.19, 0.19), rows, strict=True):
         values = np.array([scores.summary[key] for key in keys])
@@ -229,54 +243,112 @@ def plot_sizes(scores: Scores) -> Figure:
         axes.bar_label(bars, texts, padding=2, fontsize=8)
     axes.set_xticks(range(4), labels)
     axes.set_ylim(0, 108)
-    tidy(axes, title=f"By size of the object, {most} detections an image", x="", y="%")
+    tidy(axes, title="By size of the object", x="", y="%")
     axes.grid(visible=False, axis="x")
     axes.legend(frameon=False, loc="upper left", ncols=2)
     return figure
 
 
 def plot_frequency(scores: Scores, ground_truth: GroundTruth) -> Figure:
-    """AP of each category against its labelled boxes, and the mean of each frequency group."""
+    """AP of each category against how much of it there is in training, where that is known.
+
+    Otherwise against its labelled boxes in this set. Colours and dashed lines, the means, are of
+    the groups by frequency, else of base and novel; the black line is the mean AP in bins that
+    double in width, where a bin has enough categories for a mean.
+    """
     figure = new_figure(8, 4.8)
     axes = figure.subplots()
-    rows = scores.categories
-    groups = np.array([group or "" for group in ground_truth.space.frequency])
-    chosen = ~np.isnan(rows.ap)
-    for letter in ["", *FREQUENCY_NAMES]:
-        members = chosen & (groups == letter)
+    ap, (counts, counted) = scores.categories.ap, category_counts(scores, ground_truth)
+    chosen = ~np.isnan(ap)
+    for name, colour, mask in coloured_groups(ground_truth):
+        members = chosen & mask
         if not members.any():
             continue
-        colour = FREQUENCY_COLOURS.get(letter, BLUE)
-        mean = rows.ap[members].mean()
-        name = f"{FREQUENCY_NAMES.get(letter, 'all')}: {members.sum()} categories, mean {mean:.1f}"
-        size = 26 if members.sum() < 200 else 10
+        total, mean = members.sum(), ap[members].mean()
         axes.scatter(
-            rows.num_boxes[members],
-            rows.ap[members],
-            s=size,
+            counts[members],
+            ap[members],
+            s=26 if total < 200 else 10 if total < 2000 else 4,
             color=colour,
-            alpha=0.7,
+            alpha=0.7 if total < 2000 else 0.35,
             linewidths=0,
-            label=name,
+            label=f"{name}: {total:,} categories, mean {mean:.1f}",
         )
         axes.axhline(mean, color=colour, linewidth=1, linestyle="--")
     if chosen.sum() <= 30:
         for k in np.flatnonzero(chosen):
             axes.annotate(
                 short(ground_truth.labels[k], 16),
-                (rows.num_boxes[k], rows.ap[k]),
+                (counts[k], ap[k]),
                 xytext=(4, 3),
                 textcoords="offset points",
                 fontsize=7,
                 color="0.3",
             )
-    axes.set_xscale("log")
-    axes.margins(x=0.08)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        centres, means = binned_means(counts[chosen], ap[chosen])
+        name = f"mean of {MIN_BIN} or more alike in frequency"
+        axes.plot(centres, means, color="black", linewidth=1.5, label=name)
+    scale_counts(axes, counts[chosen])
     axes.set_ylim(-2, 102)
-    tidy(axes, title="By frequency of the category", x="labelled boxes in this set", y="AP, %")
+    tidy(axes, title="By frequency of the category", x=counted, y="AP, %")
     if chosen.any():
-        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=3)
+        legend = axes.legend(
+            frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=3
+        )
+        for handle in legend.legend_handles:
+            if isinstance(handle, PathCollection):
+                handle.set(alpha=1, sizes=[26])
     return figure
+
+
+def category_counts(scores: Scores, ground_truth: GroundTruth) -> tuple[np.ndarray, str]:
+    """(K,) how much there is of each category, and what is counted."""
+    space = ground_truth.space
+    for values, counted in (
+        (space.image_counts, "training images with the category"),
+        (space.instance_counts, "training boxes of the category"),
+    ):
+        if values is not None:
+            return np.array(values, dtype=np.int64), counted
+    return scores.categories.num_boxes, "labelled boxes in this set"
+
+
+def coloured_groups(ground_truth: GroundTruth) -> list[tuple[str, str, np.ndarray]]:
+    """Name, colour and (K,) mask of groups without a category in common, the rest being last."""
+    groups = category_groups(ground_truth)
+    names = [name for name in FREQUENCY_NAMES.values() if name in groups] or list(groups)
+    rest = np.ones(ground_truth.num_categories, dtype=bool)
+    for name in names:
+        rest &= ~groups[name]
+    return [
+        *((name, GROUP_COLOURS[name], groups[name]) for name in names),
+        ("all" if not names else "others", GREY if names else BLUE, rest),
+    ]
+
+
+def binned_means(counts: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean count and mean value in the bins 0, 1, 2-3, 4-7, ... of at least `MIN_BIN` entries."""
+    bins = np.where(counts > 0, np.floor(np.log2(np.maximum(counts, 1))) + 1, 0).astype(np.int64)
+    size = np.bincount(bins)
+    large = size >= MIN_BIN
+    centres, means = (np.bincount(bins, weights=w)[large] / size[large] for w in (counts, values))
+    return centres, means
+
+
+def scale_counts(axes: Axes, counts: np.ndarray) -> None:
+    """A logarithmic axis of counts; where some are 0, with a linear part from 0 to 1."""
+    if (counts == 0).any():
+        axes.set_xscale("symlog", linthresh=1, linscale=0.3)
+        axes.set_xlim(-0.3, max(counts.max() * 1.5, 1.5))
+        axes.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1))
+    else:
+        axes.set_xscale("log")
+        axes.margins(x=0.08)
+        wide = counts.size and counts.max() > 1000 * counts.min()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
+    # Counts are whole: where the range is narrow, ticks between them are left without a number.
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:,.0f}" if value == round(value) else "")
+    )
+    axes.xaxis.set_minor_formatter(NullFormatter())

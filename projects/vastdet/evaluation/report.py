@@ -131,12 +131,27 @@ def write_confusion(
 def category_table(
     categories: CategoryScores, ground_truth: GroundTruth
 ) -> tuple[list[str], list[list[Any]]]:
-    """Header and one row a category; None where a number is undefined."""
-    columns = [getattr(categories, column.name).tolist() for column in fields(categories)]
-    header = ["category_id", "name", "frequency", *(c.name for c in fields(categories))]
-    names = (ground_truth.space.dataset_ids, ground_truth.labels, ground_truth.space.frequency)
+    """Header and one row a category; None where a number is undefined.
+
+    Whether it is novel, and how much of it there is in training, are columns where they are known.
+    """
+    space = ground_truth.space
+    columns: dict[str, Sequence[Any]] = {
+        "category_id": space.dataset_ids,
+        "name": ground_truth.labels,
+        "frequency": space.frequency,
+    }
+    for name, known in (
+        ("novel", space.novel),
+        ("training_images", space.image_counts),
+        ("training_boxes", space.instance_counts),
+    ):
+        if known is not None:
+            columns[name] = known
+    for field in fields(categories):
+        columns[field.name] = getattr(categories, field.name).tolist()
     rows = [
         [None if value != value else value for value in row]
-        for row in zip(*names, *columns, strict=True)
+        for row in zip(*columns.values(), strict=True)
     ]
-    return header, rows
+    return list(columns), rows

@@ -12,6 +12,7 @@ from vastdet.evaluation.protocols import Protocol
 
 # Above this many categories only the best and the worst are listed.
 MAX_ROWS = 40
+NUM_EXTREMES = 10
 
 
 def number(value: float) -> str:
@@ -53,22 +54,52 @@ def group_table(scores: Scores, *, title: str) -> Table | None:
     return table
 
 
+def size_table(protocols: Sequence[Protocol], scores: Mapping[str, Scores], *, title: str) -> Table:
+    """AP and AR of all objects, and of small, medium and large ones, in two columns a protocol."""
+    table = new_table(title)
+    table.add_column("size")
+    for protocol in protocols:
+        for name in ("AP", "AR"):
+            table.add_column(f"{protocol.key} {name}", justify="right")
+    for label, letter in (
+        ("all", ""),
+        ("small, < 32² px", "s"),
+        ("medium, 32² to 96² px", "m"),
+        ("large, > 96² px", "l"),
+    ):
+        cells = []
+        for protocol in protocols:
+            result = scores[protocol.key]
+            recall = f"AR{letter or result.curves.max_dets[-1]}"
+            cells += [number(result.summary[key]) for key in (f"AP{letter}", recall)]
+        table.add_row(label, *cells)
+    return table
+
+
 def category_table(scores: Scores, ground_truth: GroundTruth) -> Table:
-    """One row a category by falling AP; of many, the best and the worst halves of `MAX_ROWS`."""
+    """One row a category by falling AP; of more than `MAX_ROWS`, `NUM_EXTREMES` from either end.
+
+    Of categories with equal AP, those with more boxes are nearer to the end.
+    """
     rows = scores.categories
-    order = np.argsort(-np.nan_to_num(rows.ap, nan=-1.0), kind="stable")
-    order = order[~np.isnan(rows.ap[order])]
-    title = f"by category ({len(order)} of {ground_truth.num_categories} have ground truth"
-    if len(order) > MAX_ROWS:
-        half = MAX_ROWS // 2
-        order = np.concatenate([order[:half], order[-half:]])
-        title += f"; the best and the worst {half}"
+    known = np.flatnonzero(~np.isnan(rows.ap))
+    best = known[np.lexsort((-rows.num_boxes[known], -rows.ap[known]))]
+    title = f"by category ({len(known)} of {ground_truth.num_categories} have ground truth"
+    if len(known) > MAX_ROWS:
+        worst = known[np.lexsort((-rows.num_boxes[known], rows.ap[known]))]
+        best = np.concatenate([best[:NUM_EXTREMES], worst[:NUM_EXTREMES][::-1]])
+        title += f"; the {NUM_EXTREMES} best and the {NUM_EXTREMES} worst"
     table = new_table(f"{title})")
     table.add_column("category")
     for heading in ("AP", "AP50", "AP75", "AR", "boxes", "detections"):
         table.add_column(heading, justify="right")
-    for k in order.tolist():
+    for position, k in enumerate(best.tolist()):
         percents = (rows.ap[k], rows.ap50[k], rows.ap75[k], rows.ar[k])
         counts = (rows.num_boxes[k], rows.num_detections[k])
-        table.add_row(ground_truth.labels[k], *map(number, percents), *(f"{n:,}" for n in counts))
+        table.add_row(
+            ground_truth.labels[k],
+            *map(number, percents),
+            *(f"{n:,}" for n in counts),
+            end_section=len(known) > MAX_ROWS and position == NUM_EXTREMES - 1,
+        )
     return table
