@@ -4,15 +4,18 @@
 
 The fast engine runs before and after the reference, so that a change in the machine's load shows.
 With --v3det-size, both metrics of V3Det are scored on as many images, categories and boxes as its
-validation set has, and then, in a process of its own, as many images as pycocotools can do.
+validation set has, and then, in a process of its own, as many images as pycocotools can do. With
+--results-files, as many detections are written and read in both formats of results files.
 """
 
 import argparse
-import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vastdet.evaluation.confusion import confusion_matrix
-from vastdet.evaluation.detections import Detections, results_json
+from vastdet.evaluation.detections import Detections
 from vastdet.evaluation.engines import (
     Curves,
     accumulate,
@@ -29,6 +32,8 @@ from vastdet.evaluation.engines import (
 from vastdet.evaluation.ground_truth import GroundTruth
 from vastdet.evaluation.metrics import score
 from vastdet.evaluation.protocols import VAST_MAX_DETS, v3det_protocols
+from vastdet.evaluation.results_file import read_results, write_results_json
+from vastdet.evaluation.results_store import write_store
 from vastdet.vocabulary import CategoryHierarchy, CategorySpace
 
 BOXES_PER_IMAGE = 7  # COCO val2017 has 36,781 boxes in 5,000 images, V3Det val 220,429 in 29,821
@@ -144,7 +149,6 @@ def compare_coco(num_images: int, per_image: int, num_categories: int) -> None:
     for name, work in (
         ("numbers from curves", lambda: score(curves["hotcoco"], truth, found)),
         ("confusion matrix", lambda: confusion_matrix(truth, found, score_threshold=0.3)),
-        ("results as JSON", lambda: results_json(found, truth)),
     ):
         _, clock, cpu = timed(work)
         table.add_row(name, f"{clock:.2f}", f"{cpu:.2f}")
@@ -168,8 +172,12 @@ def new_table(title: str) -> Table:
 
 
 def peak_gigabytes() -> float:
-    """The most memory that this process has held, in 10^9 bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    """The most memory that this process has held, in 10^9 bytes; Linux says it.
+
+    The peak of getrusage would begin at that of the process that started this one.
+    """
+    [line] = [s for s in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in s]
+    return int(line.split()[1]) * 1024 / 1e9
 
 
 def score_v3det(num_images: int) -> None:
@@ -192,6 +200,41 @@ def score_v3det(num_images: int) -> None:
     console.print(table)
     for key, scores in results.items():
         console.print(key, {name: round(value, 2) for name, value in scores.summary.items()})
+
+
+def write_and_read(num_images: int) -> None:
+    """Time both kinds of results files; each is read in a process of its own."""
+    truth, found = synthetic(num_images, V3DET_DETECTIONS, vast_space(V3DET_CATEGORIES))
+    # As models predict them. Reading needs no boxes of the ground truth.
+    boxes, scores = (a.astype(np.float32).astype(np.float64) for a in (found.boxes, found.scores))
+    found = replace(found, boxes=boxes, scores=scores)
+    table = new_table(f"results files of {len(found):,} detections")
+    with tempfile.TemporaryDirectory() as name:
+        for path in (Path(name) / "results.json", Path(name) / "results.npz"):
+
+            def write(path: Path = path) -> None:
+                if path.suffix == ".json":
+                    write_results_json(path, found, truth)
+                else:
+                    write_store(path, found, truth, dataset="synthetic")
+
+            _, *seconds = timed(write)
+            size = f"{path.stat().st_size / 1e9:.2f} GB"
+            table.add_row(f"write {path.suffix}, {size}", *(f"{s:.1f}" for s in seconds), "")
+        Console().print(table)
+        for path in Path(name).iterdir():
+            subprocess.run([sys.executable, *sys.argv, "--part", str(path)], check=True)
+
+
+def read_file(path: Path, num_images: int) -> None:
+    """Time the reading of a results file that `write_and_read` wrote."""
+    truth, _ = synthetic(num_images, BOXES_PER_IMAGE, plain_space(V3DET_CATEGORIES))
+    before = peak_gigabytes()
+    found, *seconds = timed(lambda: read_results(path, truth))
+    table = new_table(f"{len(found):,} detections, {before:.2f} GB before")
+    row = (f"read {path.suffix}", *(f"{s:.1f}" for s in seconds), f"{peak_gigabytes():.2f}")
+    table.add_row(*row)
+    Console().print(table)
 
 
 def compare_v3det(num_images: int) -> None:
@@ -239,12 +282,19 @@ def main() -> None:
         default=500,
         help="with --v3det-size: images for pycocotools, 0 for none (default: 500, about 8 GB)",
     )
-    parser.add_argument("--part", choices=("score", "compare"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--results-files", action="store_true", help="write and read results of V3Det's size"
+    )
+    parser.add_argument("--part", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part == "score":
         score_v3det(V3DET_IMAGES)
     elif arguments.part == "compare":
         compare_v3det(arguments.reference_images)
+    elif arguments.part:
+        read_file(Path(arguments.part), V3DET_IMAGES)
+    elif arguments.results_files:
+        write_and_read(V3DET_IMAGES)
     elif arguments.v3det_size:
         for part in ("score", "compare") if arguments.reference_images else ("score",):
             subprocess.run([sys.executable, *sys.argv, "--part", part], check=True)

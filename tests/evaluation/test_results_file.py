@@ -11,7 +11,12 @@ import pytest
 from vastdet.evaluation import results_file
 from vastdet.evaluation.detections import to_coco
 from vastdet.evaluation.ground_truth import GroundTruth, from_coco
-from vastdet.evaluation.results_file import from_results, json_pieces, read_results
+from vastdet.evaluation.results_file import (
+    from_results,
+    json_pieces,
+    read_results,
+    write_results_json,
+)
 from vastdet.evaluation.results_store import write_store
 
 GOOD = {"image_id": 3, "category_id": 20, "bbox": [1, 2, 3, 4], "score": 0.5}
@@ -211,3 +216,21 @@ def test_files_that_overlap(truth: GroundTruth, tmp_path: Path) -> None:
         ValueError, match=r"1 pairs .* first image id 4 and category id 20; .* must not overlap"
     ):
         read_results(paths, truth)
+
+
+@pytest.mark.parametrize("block", [1, 7, 100])
+def test_written_json_is_read_exactly(
+    truth: GroundTruth, tmp_path: Path, monkeypatch, block: int
+) -> None:
+    monkeypatch.setattr(results_file, "JSON_BLOCK", block)
+    rows = [{key: row[key] for key in GOOD} for row in random_rows(20)]
+    write_results_json(tmp_path / "results.json", from_results(rows, truth), truth)
+    assert json.loads((tmp_path / "results.json").read_text()) == rows
+
+
+def test_numbers_that_json_lacks(truth: GroundTruth, tmp_path: Path) -> None:
+    found = from_results([GOOD] * 4, truth)
+    found.scores[[2, 3]] = math.nan
+    with pytest.raises(ValueError, match=r"2 of 4 detections .* the first is number 2; "):
+        write_results_json(tmp_path / "results.json", found, truth)
+    assert not list(tmp_path.iterdir())

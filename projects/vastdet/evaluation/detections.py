@@ -4,7 +4,6 @@
 Shapes: D detections.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -143,8 +142,3 @@ def to_coco(detections: Detections, ground_truth: GroundTruth) -> list[dict[str,
         for result, mask in zip(results, detections.masks, strict=True):
             result["segmentation"] = mask
     return results
-
-
-def results_json(detections: Detections, ground_truth: GroundTruth) -> bytes:
-    """The content of a COCO results file; numbers round-trip exactly."""
-    return json.dumps(to_coco(detections, ground_truth), allow_nan=False).encode("utf-8")

@@ -287,8 +287,7 @@ def plot_frequency(scores: Scores, ground_truth: GroundTruth) -> Figure:
             )
     else:
         centres, means = binned_means(counts[chosen], ap[chosen])
-        name = f"mean of {MIN_BIN} or more alike in frequency"
-        axes.plot(centres, means, color="black", linewidth=1.5, label=name)
+        axes.plot(centres, means, color="black", linewidth=1.5, label="mean by frequency")
     scale_counts(axes, counts[chosen])
     axes.set_ylim(-2, 102)
     tidy(axes, title="By frequency of the category", x=counted, y="AP, %")

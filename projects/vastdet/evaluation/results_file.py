@@ -57,15 +57,25 @@ def write_results(
 
 
 def write_results_json(path: str | Path, detections: Detections, ground_truth: GroundTruth) -> None:
-    """Write a COCO results file, whole or not at all; numbers round-trip exactly."""
+    """Write a COCO results file, whole or not at all; numbers round-trip exactly.
+
+    Raises ValueError for numbers that are not finite, which JSON does not have.
+    """
+    finite = np.isfinite(detections.scores) & np.isfinite(detections.boxes).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"{(~finite).sum()} of {len(finite)} detections have a box or score that is not "
+            f"finite, the first is number {int(np.argmin(finite))}; they cannot be written to "
+            f"{path}"
+        )
 
     def write(file: IO[bytes]) -> None:
         file.write(b"[")
         for start in range(0, len(detections), JSON_BLOCK):
             block = detections[np.arange(start, min(start + JSON_BLOCK, len(detections)))]
-            text = json.dumps(to_coco(block, ground_truth), allow_nan=False)[1:-1]
-            file.write(b", " if start else b"")
-            file.write(text.encode("utf-8"))
+            text = orjson.dumps(to_coco(block, ground_truth), option=orjson.OPT_SERIALIZE_NUMPY)
+            file.write(b"," if start else b"")
+            file.write(text[1:-1])
         file.write(b"]")
 
     write_atomically(path, write)
