@@ -13,6 +13,7 @@ from rich.console import Console
 import vastdet  # noqa: F401  (registers the datasets)
 from vastdet.engine.tools import add_results_arguments, exit_status, load_ground_truth
 from vastdet.evaluation.engines import ENGINES
+from vastdet.evaluation.ground_truth import with_training_counts
 from vastdet.evaluation.protocols import PROTOCOLS, ProtocolBuilder, coco_protocols
 from vastdet.evaluation.report import ReportOptions
 from vastdet.evaluation.scoring import score_files
@@ -35,6 +36,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add_results_arguments(parser)
     parser.add_argument(
         "--output", metavar="DIR", required=True, type=Path, help="folder for the report"
+    )
+    parser.add_argument(
+        "--training",
+        metavar="JSON",
+        help="the annotations that the model was trained on: AP is set against how much of a "
+        "category they have, and categories without frequency groups get LVIS's",
     )
     parser.add_argument(
         "--protocol",
@@ -83,6 +90,9 @@ def run(arguments: argparse.Namespace) -> None:
     console = Console()
     with console.status("reading ground truth") as status:
         ground_truth, dataset = load_ground_truth(arguments)
+        if arguments.training:
+            status.update("counting the training set")
+            ground_truth = with_training_counts(ground_truth, arguments.training)
         protocols, scores = score_files(
             arguments.results,
             ground_truth,

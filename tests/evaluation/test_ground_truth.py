@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from detectron2.structures import BoxMode
 
-from vastdet.evaluation.ground_truth import from_coco, from_json, from_records
+from vastdet.evaluation.ground_truth import (
+    from_coco,
+    from_json,
+    from_records,
+    with_training_counts,
+)
 from vastdet.vocabulary import CategorySpace
 
 CONTENT = {
@@ -88,6 +93,38 @@ def test_records_equal_the_file() -> None:
     assert truth.space.dataset_ids == (40, 70)
     assert truth.category_index.tolist() == [1, 0]
     assert truth.segmentations == [None, polygon]
+
+
+def test_training_counts(tmp_path: Path) -> None:
+    box = {"bbox": [0, 0, 1, 1]}
+    rows = [(1, 4), (1, 4), (2, 4), (1, 7)]
+    training = {
+        "images": [{"id": i} for i in (1, 2, 3)],
+        "categories": CONTENT["categories"],
+        "annotations": [{"image_id": i, "category_id": k, **box} for i, k in rows],
+    }
+    training["annotations"].append({"image_id": 3, "category_id": 7, "iscrowd": 1, **box})
+    (tmp_path / "train.json").write_text(json.dumps(training))
+    truth = from_coco(CONTENT)
+    counted = with_training_counts(truth, tmp_path / "train.json")
+    assert counted.space.image_counts == (2, 1)
+    assert counted.space.instance_counts == (3, 1)
+    assert counted.space.frequency == ("f", "r")  # as the dataset states
+    assert counted.boxes is truth.boxes
+    plain = [{"id": c["id"], "name": c["name"]} for c in CONTENT["categories"]]
+    plain.append({"id": 9, "name": "yak"})
+    counted = with_training_counts(
+        from_coco({**CONTENT, "categories": plain}), tmp_path / "train.json"
+    )
+    assert counted.space.frequency == ("r", "r", None)  # LVIS's thresholds; no yak in training
+    assert counted.space.image_counts == (2, 1, 0)
+
+
+def test_training_set_without_annotations(tmp_path: Path) -> None:
+    content = {"images": [], "categories": CONTENT["categories"]}
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"train.json lists no annotations"):
+        with_training_counts(from_coco(CONTENT), tmp_path / "train.json")
 
 
 def test_lists_of_lvis() -> None:

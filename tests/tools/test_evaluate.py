@@ -176,6 +176,16 @@ def test_json_and_npz_by_every_protocol(
     assert all(metrics[key]["AP"] == pytest.approx(100) for key in keys)
 
 
+def test_training_counts_are_reported(load_tool, arguments, files, capsys) -> None:
+    training = ["--training", str(files["truth"]), "--no-plots"]
+    assert load_tool("evaluate").main([*arguments, *training]) == 0
+    assert "rare" in capsys.readouterr().out
+    header, owl, yak = (files["output"] / "per_category.csv").read_text().splitlines()
+    assert header.startswith("category_id,name,frequency,training_images,training_boxes,ap")
+    assert owl.startswith("7,owl,r,1,1,")
+    assert yak.startswith("9,yak,,0,0,")
+
+
 def test_results_files_that_do_not_fit_exit_2(load_tool, tmp_path: Path, capsys) -> None:
     arguments = write_case(tmp_path, "coco")
     twice = ["--results", *[str(tmp_path / "b.npz")] * 2]

@@ -126,6 +126,34 @@ def from_json(json_file: str | Path, space: CategorySpace | None = None) -> Grou
     return from_coco(content, space, source=str(json_file))
 
 
+def with_training_counts(ground_truth: GroundTruth, training: str | Path) -> GroundTruth:
+    """The ground truth, its categories knowing how much of each a training set has.
+
+    Categories without frequency groups get those that LVIS's thresholds give their image counts.
+
+    Args:
+        ground_truth: of the set that is evaluated.
+        training: a COCO-format annotation file with the same category ids.
+
+    Raises:
+        ValueError, FileNotFoundError: as `from_json`; also for a file without annotations.
+    """
+    seen = from_json(training, ground_truth.space)
+    if not seen.annotated:
+        raise ValueError(f"{training} lists no annotations, so it says nothing of the training set")
+    counted = ~seen.is_crowd
+    image, category = seen.image_index[counted], seen.category_index[counted]
+    size = ground_truth.num_categories
+    pairs = np.unique(image * size + category)
+    space = ground_truth.space.with_counts(
+        image_counts=np.bincount(pairs % size, minlength=size).tolist(),
+        instance_counts=np.bincount(category, minlength=size).tolist(),
+    )
+    if not any(space.frequency):
+        space = space.with_frequency_groups()
+    return replace(ground_truth, space=space)
+
+
 def describe(content: Any) -> str:
     """A few words on what a JSON file holds, for an error message."""
     if isinstance(content, dict):
