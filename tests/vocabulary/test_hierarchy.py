@@ -114,6 +114,37 @@ def test_category_graph_skips_inner_nodes(graph: CategoryHierarchy) -> None:
     assert flat.category_nodes.tolist() == [0, 1, -1, 3, 4]
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_contracted_by_walks_that_stop_at_categories(seed: int) -> None:
+    graph = random_graph(seed)
+    at: dict[int, list[int]] = {}
+    for category, node in enumerate(graph.category_nodes.tolist()):
+        at.setdefault(node, []).append(category)
+
+    def nearest_above(node: int) -> set[int]:
+        found: set[int] = set()
+        for parent in graph.parents(node).tolist():
+            found |= set(at[parent]) if parent in at else nearest_above(parent)
+        return found
+
+    expected = {
+        (above, category)
+        for category, node in enumerate(graph.category_nodes.tolist())
+        if node >= 0
+        for above in nearest_above(node)
+    }
+    flat = graph.contracted()
+    assert len(flat) == graph.num_categories == flat.num_categories
+    assert set(map(tuple, flat.edges.tolist())) == expected
+
+
+def test_contracted_keeps_the_short_cut_that_the_category_graph_drops() -> None:
+    edges = [("a", "b"), ("b", "c"), ("a", "inner"), ("inner", "c")]
+    graph = CategoryHierarchy.from_ids(edges, category_nodes=["a", "b", "c", None])
+    assert graph.contracted().edges.tolist() == [[0, 1], [0, 2], [1, 2]]
+    assert graph.category_graph().edges.tolist() == [[0, 1], [1, 2]]
+
+
 def test_level_edges_visit_every_edge_once_children_first() -> None:
     graph = random_graph(7)
     values = np.ones(len(graph))
@@ -140,6 +171,7 @@ def test_no_edges_and_no_nodes() -> None:
     assert graph.levels() == ()
     assert graph.category_ancestor_pairs.shape == (0, 2)
     assert len(graph.category_graph()) == 2
+    assert len(graph.contracted()) == 2
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dense multi-head attention with the parameters of torch's, on scaled_dot_product_attention.
 
-B images, Q queries, S keys, C channels, E channels of queries and keys, H heads.
+B images, Q queries, S keys, C channels, E channels of queries and keys, H heads, M channels of the
+tokens that other tokens look at.
 """
 
 import torch
@@ -74,6 +75,58 @@ class MultiheadAttention(nn.Module):
             blocked=blocked,
             bias=bias,
             dropout=self.dropout if self.training else 0.0,
+        )
+        return self.out_proj(out)
+
+
+class CrossAttention(nn.Module):
+    """Attention from queries to tokens of another width, such as words or an image's cells.
+
+    What the tokens give, `keys_and_values`, is apart from what the queries read, so that queries in
+    several pieces compute it once.
+    """
+
+    def __init__(
+        self, embed_dim: int, num_heads: int, *, context_dim: int, dropout: float = 0.0
+    ) -> None:
+        """`embed_dim` is C, `context_dim` is M; `dropout` acts on the attention weights."""
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(
+                f"embed_dim must be a multiple of num_heads, got {embed_dim} and {num_heads}"
+            )
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.query_proj = nn.Linear(embed_dim, embed_dim)
+        self.key_proj = nn.Linear(context_dim, embed_dim)
+        self.value_proj = nn.Linear(context_dim, embed_dim)
+        self.out_proj = nn.Linear(embed_dim, embed_dim)
+        for linear in (self.query_proj, self.key_proj, self.value_proj, self.out_proj):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, S, M) to keys and values, both (B, S, C)."""
+        return self.key_proj(context), self.value_proj(context)
+
+    def forward(
+        self, query: Tensor, keys: Tensor, values: Tensor, *, blocked: Tensor | None = None
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            query: (B, Q, C), or (1, Q, C) for queries that all images share.
+            keys: (B, S, C), see `keys_and_values`.
+            values: (B, S, C).
+            blocked: bool that broadcasts to (B, H, Q, S), True where a query must not look.
+
+        Returns:
+            (B, Q, C).
+        """
+        projected = self.query_proj(query).expand(keys.shape[0], -1, -1)
+        dropout = self.dropout if self.training else 0.0
+        out = attend(
+            projected, keys, values, num_heads=self.num_heads, blocked=blocked, dropout=dropout
         )
         return self.out_proj(out)
 

@@ -245,18 +245,41 @@ class CategoryHierarchy:
         A category's parents are the nearest categories above it; inner nodes that are not
         categories are skipped. A category outside the graph is a node without edges.
         """
+        return self._among_categories(self.category_ancestor_pairs[:, ::-1]).transitive_reduction()
+
+    def contracted(self) -> "CategoryHierarchy":
+        """The hierarchy without the nodes that are no category: node k is category k.
+
+        A path from category to category that meets no third one becomes one edge. Other than in
+        `category_graph`, an edge stays where a longer path over other categories leads as far: a
+        category has the children here that it has in the hierarchy.
+        """
+        categories = np.flatnonzero(self.category_nodes != NO_NODE)
+        nodes = self.category_nodes[categories]
+        is_inner = np.ones(len(self), dtype=bool)
+        is_inner[nodes] = False
+        through = self.edges[is_inner[self.edges[:, 1]]]
+        past_inner = self._edge_matrix(through[:, 1], through[:, 0])
+        step = reach = self._parent_matrix[nodes]
+        while step.nnz:
+            step = step @ past_inner
+            reach = reach + step
+        below, above = reach[:, nodes].nonzero()
+        return self._among_categories(np.stack([categories[above], categories[below]], axis=1))
+
+    def _among_categories(self, edges: np.ndarray) -> "CategoryHierarchy":
+        """A hierarchy of K nodes, node k being category k, with edges of contiguous ids."""
         nodes = self.category_nodes
         known = nodes != NO_NODE
         ids = [self.node_ids[n] if n != NO_NODE else "" for n in nodes]
         names = [self.node_names[n] if n != NO_NODE else "" for n in nodes]
         # Ids are made unique by the position: two categories may sit at one node.
-        flat = CategoryHierarchy(
+        return CategoryHierarchy(
             node_ids=tuple(f"{k}:{node}" for k, node in enumerate(ids)),
             node_names=tuple(names),
-            edges=self.category_ancestor_pairs[:, ::-1],
+            edges=edges,
             category_nodes=np.where(known, np.arange(len(nodes)), NO_NODE),
         )
-        return flat.transitive_reduction()
 
     @cached_property
     def _index(self) -> dict[str, int]:

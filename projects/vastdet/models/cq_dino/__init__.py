@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CQ-DINO: categories as queries, a few of them chosen for each image (Sun et al., 2025)."""
+
+from vastdet.models.cq_dino.image_labels import (
+    AncestorMask,
+    AsymmetricLoss,
+    ReleasedAsymmetricLoss,
+    image_labels,
+)
+from vastdet.models.cq_dino.presets import PRESETS, Preset, preset
+from vastdet.models.cq_dino.selection import (
+    CategorySelection,
+    CategoryToImageLayer,
+    ImageTokens,
+    MeanAndCells,
+    SelectedCategories,
+    UnmaskedMeanAndCells,
+    category_to_image_layers,
+)
+from vastdet.models.cq_dino.tree import (
+    AdaptiveWeight,
+    CategoryTree,
+    DescendantWeight,
+    FixedWeight,
+    ReleasedCategoryTree,
+)
+
+__all__ = [
+    "PRESETS",
+    "AdaptiveWeight",
+    "AncestorMask",
+    "AsymmetricLoss",
+    "CategorySelection",
+    "CategoryToImageLayer",
+    "CategoryTree",
+    "DescendantWeight",
+    "FixedWeight",
+    "ImageTokens",
+    "MeanAndCells",
+    "Preset",
+    "ReleasedAsymmetricLoss",
+    "ReleasedCategoryTree",
+    "SelectedCategories",
+    "UnmaskedMeanAndCells",
+    "category_to_image_layers",
+    "image_labels",
+    "preset",
+]

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image-guided query selection: the categories that an image is likely to show (section 3.3).
+
+B images, C categories, K selected ones, D channels of a category, S tokens of an image, M channels
+of a token, F channels of a feature map of H x W cells.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from vastdet.detr.query_selection import gather_tokens
+from vastdet.layers.attention import CrossAttention
+from vastdet.layers.mlp import FeedForward
+
+# The epsilon of BERT's norms, which the authors' layers are taken from.
+NORM_EPS = 1e-12
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """What categories look at.
+
+    Attributes:
+        values: (B, S, M).
+        padding_mask: (B, S) bool, True at padding.
+    """
+
+    values: Tensor
+    padding_mask: Tensor
+
+
+class MeanAndCells(nn.Module):
+    """The tokens of a feature map: the mean of its cells, then each cell, projected."""
+
+    def __init__(self, map_dim: int, embed_dim: int) -> None:
+        """`map_dim` is F, `embed_dim` is M."""
+        super().__init__()
+        self.proj = nn.Linear(map_dim, embed_dim)
+        nn.init.xavier_uniform_(self.proj.weight)
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, features: Tensor, padding_mask: Tensor) -> ImageTokens:
+        """A map (B, F, H, W) with a mask (B, H, W), True at padding, to 1 + H * W tokens.
+
+        Padding is not in the mean and is marked in the tokens.
+        """
+        cells = features.flatten(2).transpose(1, 2)
+        padding = padding_mask.flatten(1)
+        inside = cells.masked_fill(padding.unsqueeze(-1), 0)
+        num_inside = (~padding).sum(dim=1).clamp(min=1)[:, None, None]
+        # In half precision a large map's sum would overflow.
+        dtype = torch.promote_types(cells.dtype, torch.float32)
+        mean = inside.sum(dim=1, keepdim=True, dtype=dtype) / num_inside
+        values = self.proj(torch.cat([mean.to(cells.dtype), cells], dim=1))
+        return ImageTokens(values, F.pad(padding, (1, 0), value=False))
+
+
+class UnmaskedMeanAndCells(MeanAndCells):
+    """The authors' code: padding counts as image, so that a result depends on the batch."""
+
+    def forward(self, features: Tensor, padding_mask: Tensor) -> ImageTokens:
+        """See `MeanAndCells`; nothing is marked as padding."""
+        return super().forward(features, torch.zeros_like(padding_mask))
+
+
+@dataclass(frozen=True)
+class ImageContext:
+    """What the layers read of the images, computed once for all categories.
+
+    Attributes:
+        keys: of each layer (B, S, D).
+        values: of each layer (B, S, D).
+        blocked: (B, 1, 1, S) bool, True at padding.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    blocked: Tensor
+
+
+class CategoryToImageLayer(nn.Module):
+    """Cross-attention and a feed-forward block, each with a residual connection and a norm after.
+
+    Categories do not look at each other, so any part of them may be computed alone.
+    """
+
+    def __init__(
+        self,
+        cross_attn: CrossAttention,
+        ffn: nn.Module,
+        *,
+        embed_dim: int,
+        dropout: float = 0.0,
+    ) -> None:
+        """`dropout` acts on the results of both blocks."""
+        super().__init__()
+        self.cross_attn = cross_attn
+        self.cross_attn_norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
+        self.ffn = ffn
+        self.ffn_norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor, blocked: Tensor) -> Tensor:
+        """Categories (B or 1, C, D) to (B, C, D); see `ImageContext` for the rest."""
+        attended = self.cross_attn(queries, keys, values, blocked=blocked)
+        queries = self.cross_attn_norm(queries + self.dropout(attended))
+        return self.ffn_norm(queries + self.dropout(self.ffn(queries)))
+
+
+def category_to_image_layers(
+    num_layers: int = 2,
+    *,
+    embed_dim: int = 768,
+    context_dim: int = 512,
+    num_heads: int = 4,
+    feedforward_dim: int = 3072,
+    dropout: float = 0.1,
+) -> list[CategoryToImageLayer]:
+    """The layers of the authors, who drop at attention weights and at both blocks' results.
+
+    `embed_dim` is D, `context_dim` is M.
+    """
+    return [
+        CategoryToImageLayer(
+            CrossAttention(embed_dim, num_heads, context_dim=context_dim, dropout=dropout),
+            FeedForward(embed_dim, feedforward_dim, activation=nn.GELU),
+            embed_dim=embed_dim,
+            dropout=dropout,
+        )
+        for _ in range(num_layers)
+    ]
+
+
+@dataclass(frozen=True)
+class SelectedCategories:
+    """The chosen categories of each image, best first.
+
+    Attributes:
+        indices: (B, K) int64.
+        queries: (B, K, D), what they became when they had seen the image.
+        all_logits: (B, C), the scores of all categories.
+    """
+
+    indices: Tensor
+    queries: Tensor
+    all_logits: Tensor
+
+    @property
+    def logits(self) -> Tensor:
+        """(B, K) scores of the chosen ones."""
+        return self.all_logits.gather(1, self.indices)
+
+
+class CategorySelection(nn.Module):
+    """Lets every category look at the image, scores it, and keeps the best.
+
+    With a chunk size, categories are scored piece by piece, and those selected are computed once
+    more: memory then holds one piece, not all, and in training each piece is computed again for
+    its gradient. Results are the same, but for what dropout drops.
+    """
+
+    def __init__(
+        self,
+        layers: Iterable[nn.Module],
+        *,
+        embed_dim: int,
+        num_selected: int = 100,
+        chunk_size: int | None = None,
+    ) -> None:
+        """Take the layers, first to last.
+
+        Args:
+            layers: see `CategoryToImageLayer`.
+            embed_dim: D.
+            num_selected: K; the paper has 100 for V3Det and 30 for COCO.
+            chunk_size: how many categories are computed at once; None for all.
+
+        Raises:
+            ValueError: `num_selected` or `chunk_size` is below 1.
+        """
+        super().__init__()
+        for name, value in (("num_selected", num_selected), ("chunk_size", chunk_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}")
+        self.layers = nn.ModuleList(layers)
+        self.score = nn.Linear(embed_dim, 1)
+        self.num_selected = num_selected
+        self.chunk_size = chunk_size
+        nn.init.xavier_uniform_(self.score.weight)
+        nn.init.zeros_(self.score.bias)
+
+    def forward(self, queries: Tensor, tokens: ImageTokens) -> SelectedCategories:
+        """Select for each image.
+
+        Args:
+            queries: (C, D), those that all images share, or (B, C, D).
+            tokens: of the images.
+
+        Raises:
+            ValueError: there are fewer categories than are to be selected.
+        """
+        queries = queries[None] if queries.dim() == 2 else queries
+        num_categories = queries.shape[1]
+        if num_categories < self.num_selected:
+            raise ValueError(
+                f"{self.num_selected} categories are to be selected of {num_categories}; lower the "
+                "number of selected categories"
+            )
+        context = self.context(tokens)
+        if self.chunk_size is None or num_categories <= self.chunk_size:
+            seen = self.see(queries, context)
+            logits = self.logits(seen)
+            indices = self.best(logits)
+            return SelectedCategories(indices, gather_tokens(seen, indices), logits)
+        pieces = queries.split(self.chunk_size, dim=1)
+        logits = torch.cat([self._piece_logits(piece, context) for piece in pieces], dim=1)
+        indices = self.best(logits)
+        chosen = self.see(_rows(queries, indices), context)
+        return SelectedCategories(indices, chosen, logits)
+
+    def context(self, tokens: ImageTokens) -> ImageContext:
+        """What `see` needs of the images."""
+        pairs = [layer.cross_attn.keys_and_values(tokens.values) for layer in self.layers]
+        keys, values = zip(*pairs, strict=True)
+        return ImageContext(keys, values, tokens.padding_mask[:, None, None])
+
+    def see(self, queries: Tensor, context: ImageContext) -> Tensor:
+        """Any categories (B or 1, C, D) that look at the images, (B, C, D)."""
+        for layer, keys, values in zip(self.layers, context.keys, context.values, strict=True):
+            queries = layer(queries, keys, values, context.blocked)
+        return queries
+
+    def logits(self, seen: Tensor) -> Tensor:
+        """The scores (B, C) of categories that have seen the images, (B, C, D)."""
+        return self.score(seen).squeeze(-1)
+
+    def best(self, logits: Tensor) -> Tensor:
+        """The K highest of scores (B, C), best first: (B, K) int64."""
+        return logits.topk(self.num_selected, dim=1).indices
+
+    def _piece_logits(self, piece: Tensor, context: ImageContext) -> Tensor:
+        def compute(queries: Tensor) -> Tensor:
+            return self.logits(self.see(queries, context))
+
+        if torch.is_grad_enabled():
+            return checkpoint(compute, piece, use_reentrant=False)
+        return compute(piece)
+
+
+def _rows(queries: Tensor, indices: Tensor) -> Tensor:
+    """Rows `indices` (B, K) of queries (B or 1, C, D): (B, K, D)."""
+    if queries.shape[0] == 1:
+        # Shared rows are read where they lie: their gradient is then one (C, D), not one an image.
+        return F.embedding(indices, queries[0])
+    return gather_tokens(queries, indices)
