@@ -20,10 +20,7 @@ class MultiheadAttention(nn.Module):
     def __init__(self, embed_dim: int, num_heads: int, *, dropout: float = 0.0) -> None:
         """`dropout` acts on the attention weights in training."""
         super().__init__()
-        if embed_dim % num_heads:
-            raise ValueError(
-                f"embed_dim must be a multiple of num_heads, got {embed_dim} and {num_heads}"
-            )
+        check_heads(embed_dim, num_heads)
         self.num_heads = num_heads
         self.dropout = dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim))
@@ -91,10 +88,7 @@ class CrossAttention(nn.Module):
     ) -> None:
         """`embed_dim` is C, `context_dim` is M; `dropout` acts on the attention weights."""
         super().__init__()
-        if embed_dim % num_heads:
-            raise ValueError(
-                f"embed_dim must be a multiple of num_heads, got {embed_dim} and {num_heads}"
-            )
+        check_heads(embed_dim, num_heads)
         self.num_heads = num_heads
         self.dropout = dropout
         self.query_proj = nn.Linear(embed_dim, embed_dim)
@@ -129,6 +123,14 @@ class CrossAttention(nn.Module):
             projected, keys, values, num_heads=self.num_heads, blocked=blocked, dropout=dropout
         )
         return self.out_proj(out)
+
+
+def check_heads(embed_dim: int, num_heads: int) -> None:
+    """Raise ValueError unless the channels can be shared out among the heads."""
+    if embed_dim % num_heads:
+        raise ValueError(
+            f"embed_dim must be a multiple of num_heads, got {embed_dim} and {num_heads}"
+        )
 
 
 def attend(
