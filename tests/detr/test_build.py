@@ -6,6 +6,7 @@ import torch
 from detectron2.config import CfgNode
 
 from vastdet.detr.build import (
+    class_loss,
     contrastive_denoising,
     deformable_parts,
     deformable_settings,
@@ -17,6 +18,7 @@ from vastdet.detr.build import (
 )
 from vastdet.detr.deformable import deformable_decoder_layer
 from vastdet.detr.dense import dense_decoder_layer
+from vastdet.detr.losses import FocalLoss, SigmoidCrossEntropyLoss
 from vastdet.detr.matcher import focal_cost
 
 
@@ -81,3 +83,17 @@ def test_loss_and_cost_are_told_of_the_focal_settings(cfg: CfgNode, alpha: float
     logits, labels = torch.tensor([[0.3, -1.0]]), torch.tensor([[1]])
     expected = focal_cost(logits, labels, alpha=alpha)
     assert torch.equal(parts["assigner"].class_cost(logits, labels), expected)
+
+
+def test_class_loss_is_chosen_and_the_cost_stays_focal(cfg: CfgNode) -> None:
+    node = cfg.MODEL.DINO
+    focal = class_loss(node.LOSS)
+    assert isinstance(focal, FocalLoss)
+    assert (focal.alpha, focal.gamma) == (0.25, 2.0)
+    node.LOSS.CLASS_LOSS = "cross_entropy"
+    parts = focal_parts(node.LOSS, node.MATCHER)
+    assert isinstance(parts["class_loss"], SigmoidCrossEntropyLoss)
+    assert parts["assigner"].class_cost.func is focal_cost
+    node.LOSS.CLASS_LOSS = "hinge"
+    with pytest.raises(ValueError, match="CLASS_LOSS is 'hinge'; expected 'focal' or 'cross_ent"):
+        focal_parts(node.LOSS, node.MATCHER)

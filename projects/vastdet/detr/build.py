@@ -13,7 +13,7 @@ from detectron2.modeling import build_backbone
 from vastdet.detr.criterion import LossWeights
 from vastdet.detr.denoising import ContrastiveDenoising
 from vastdet.detr.dn_denoising import DNDenoising
-from vastdet.detr.losses import FocalLoss
+from vastdet.detr.losses import ClassLoss, FocalLoss, SigmoidCrossEntropyLoss
 from vastdet.detr.matcher import HungarianMatcher, focal_cost
 from vastdet.detr.neck import ChannelMapper, MapProjection
 from vastdet.detr.transformer import LevelsToTokens
@@ -121,11 +121,20 @@ def focal_settings(node: CfgNode) -> dict[str, Any]:
     return {"alpha": node.FOCAL_ALPHA, "gamma": node.FOCAL_GAMMA}
 
 
+def class_loss(node: CfgNode) -> ClassLoss:
+    """The class loss that `node` names; ValueError for an unknown name."""
+    if node.CLASS_LOSS == "focal":
+        return FocalLoss(**focal_settings(node))
+    if node.CLASS_LOSS == "cross_entropy":
+        return SigmoidCrossEntropyLoss()
+    raise ValueError(f"CLASS_LOSS is {node.CLASS_LOSS!r}; expected 'focal' or 'cross_entropy'")
+
+
 def focal_parts(loss: CfgNode, cost: CfgNode, *, giou_eps: float = 0.0) -> dict[str, Any]:
-    """The arguments of `SetCriterion` for one-to-one matching and the focal loss.
+    """The arguments of `SetCriterion` for one-to-one matching with the focal cost.
 
     Args:
-        loss: the node with the weights of the losses and the settings of the focal loss.
+        loss: the node with the weights of the losses, the class loss and the focal settings.
         cost: the node with the weights of the matcher's costs.
         giou_eps: added to the divisors of the generalised IoU.
     """
@@ -136,7 +145,7 @@ def focal_parts(loss: CfgNode, cost: CfgNode, *, giou_eps: float = 0.0) -> dict[
             giou_eps=giou_eps,
             class_cost=partial(focal_cost, **focal),
         ),
-        "class_loss": FocalLoss(**focal),
+        "class_loss": class_loss(loss),
         "weights": loss_weights(loss),
         "giou_eps": giou_eps,
     }

@@ -76,10 +76,17 @@ def add_weight_keys(node: CfgNode, *, class_weight: float) -> None:
     node.GIOU_WEIGHT = 2.0
 
 
-def add_focal_keys(node: CfgNode) -> None:
+def add_focal_settings(node: CfgNode) -> None:
     """Settings of the focal loss and of the class cost that goes with it."""
     node.FOCAL_ALPHA = 0.25
     node.FOCAL_GAMMA = 2.0
+
+
+def add_focal_keys(node: CfgNode) -> None:
+    """The class loss, and the settings of the focal one and of its class cost."""
+    # "focal", or "cross_entropy" (with sigmoids), which leaves the matcher the focal cost.
+    node.CLASS_LOSS = "focal"
+    add_focal_settings(node)
 
 
 def add_loss_and_matcher_keys(node: CfgNode) -> None:

@@ -16,6 +16,7 @@ from vastdet.detr.matcher import Assigner
 from vastdet.detr.structures import LayerPredictions, SetPredictions, Targets
 from vastdet.layers.boxes import cxcywh_to_xyxy, generalized_iou
 from vastdet.layers.distributed import mean_over_ranks
+from vastdet.layers.observed_logits import DENOISING, PROPOSALS, logits_from
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,9 @@ class SetCriterion(nn.Module):
     layer; with `_aux` the sums over the other layers, with `_enc` those of the proposals and with
     `_dn` the sums over all layers of the denoising queries. `layer_losses` has them layer by layer.
     """
+
+    # Whether the proposal stage only tells objects from background.
+    class_agnostic_proposals = False
 
     def __init__(
         self,
@@ -72,20 +76,22 @@ class SetCriterion(nn.Module):
         losses = {f"loss_{name}": layers[-1] for name, layers in decoder.items()}
         losses |= {f"loss_{name}_aux": layers[:-1].sum() for name, layers in decoder.items()}
         if predictions.encoder is not None:
-            encoder = self.proposal_losses(predictions.encoder, targets, num_boxes)
+            with logits_from(PROPOSALS, class_agnostic=self.class_agnostic_proposals):
+                encoder = self.proposal_losses(predictions.encoder, targets, num_boxes)
             losses |= {f"loss_{name}_enc": layers.sum() for name, layers in encoder.items()}
         if predictions.denoising is not None:
             queries = predictions.denoising.queries
             layers = predictions.denoising.layers
-            denoising = self.weights.weigh(
-                self.layer_losses(
-                    layers,
-                    queries.matched.expand(len(layers.logits), -1, -1),
-                    targets,
-                    num_boxes * queries.num_groups,
-                    counted=queries.counted,
+            with logits_from(DENOISING):
+                denoising = self.weights.weigh(
+                    self.layer_losses(
+                        layers,
+                        queries.matched.expand(len(layers.logits), -1, -1),
+                        targets,
+                        num_boxes * queries.num_groups,
+                        counted=queries.counted,
+                    )
                 )
-            )
             losses |= {f"loss_{name}_dn": layers.sum() for name, layers in denoising.items()}
         return losses | self.further_losses(predictions, matched[-1], targets, num_boxes)
 
@@ -182,6 +188,8 @@ class ObjectnessCriterion(SetCriterion):
 
     Zhu et al. 2021, appendix A.4.
     """
+
+    class_agnostic_proposals = True
 
     def proposal_targets(self, targets: Targets) -> Targets:
         """The boxes, all of class 0."""

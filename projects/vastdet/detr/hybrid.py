@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vastdet.detr.structures import LayerPredictions, Queries, SetPredictions, Targets
 from vastdet.detr.tokens import Tokens
 from vastdet.detr.transformer import SetTransformer
+from vastdet.layers.observed_logits import ONE_TO_MANY, logits_from
 
 
 def two_groups(num_first: int, num_queries: int, device: torch.device) -> Tensor:
@@ -87,5 +88,6 @@ class HybridCriterion(nn.Module):
         losses: dict[str, Tensor] = self.criterion(predictions, targets)
         if predictions.hybrid is None:
             return losses
-        further = self.criterion(predictions.hybrid, targets.repeated(self.num_repeats))
+        with logits_from(ONE_TO_MANY):
+            further = self.criterion(predictions.hybrid, targets.repeated(self.num_repeats))
         return losses | {f"{name}_o2m": self.weight * loss for name, loss in further.items()}

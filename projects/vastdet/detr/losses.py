@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vastdet.layers.observed_logits import observed
+
 
 class ClassLoss(ABC):
     """How wrong the class logits of the queries are, as a sum over them for each box."""
@@ -33,7 +35,7 @@ class ClassLoss(ABC):
         num_boxes: Tensor,
         counted: Tensor | None = None,
     ) -> Tensor:
-        """The loss of each layer, (N,).
+        """The loss of each layer, (N,); its logits and their gradient can be observed.
 
         Args:
             logits: (N, B, Q, K).
@@ -42,6 +44,7 @@ class ClassLoss(ABC):
             num_boxes: scalar; the sum is divided by it.
             counted: (B, Q) bool, the queries that enter the sum; None for all.
         """
+        logits = observed(logits, labels, counted)
         losses = self.per_query(logits, labels, ious)
         if counted is not None:
             losses = losses * counted
@@ -74,6 +77,18 @@ class FocalLoss(ClassLoss):
     def _present(self, logits: Tensor) -> Tensor:
         logits = logits.float()
         return self.alpha * (-logits).sigmoid() ** self.gamma * F.softplus(-logits)
+
+
+class SigmoidCrossEntropyLoss(ClassLoss):
+    """Binary cross-entropy of every class: its gradient is the probability, less 1 where present.
+
+    As in `FocalLoss`, no (N, B, Q, K) target is built.
+    """
+
+    def per_query(self, logits: Tensor, labels: Tensor, ious: Tensor) -> Tensor:
+        """See `ClassLoss`; IoUs do not matter."""
+        present = logits.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1).float()
+        return F.softplus(logits.float()).sum(dim=-1) - torch.where(labels >= 0, present, 0.0)
 
 
 class VarifocalLoss(ClassLoss):

@@ -10,9 +10,9 @@ from detectron2.modeling.matcher import Matcher
 from torch import nn
 
 from vastdet.detr.build import (
+    class_loss,
     deformable_parts,
     deformable_settings,
-    focal_settings,
     levels_to_tokens,
     loss_weights,
 )
@@ -20,7 +20,6 @@ from vastdet.detr.decoder import Decoder
 from vastdet.detr.deformable import deformable_decoder_layer, deformable_encoder
 from vastdet.detr.detections import pairs_after_nms
 from vastdet.detr.heads import box_head, class_head, per_layer
-from vastdet.detr.losses import FocalLoss
 from vastdet.detr.one_to_many import OneToManyCriterion, OverlapAssigner
 from vastdet.detr.refinement import IterativeRefinement
 from vastdet.detr.set_detector import SetDetector
@@ -94,6 +93,6 @@ def build_criterion(node: CfgNode) -> OneToManyCriterion:
             max_positives=int(node.NUM_QUERIES * node.ASSIGNER.POSITIVE_FRACTION),
             max_per_box=max_per_box,
         ),
-        class_loss=FocalLoss(**focal_settings(node)),
+        class_loss=class_loss(node),
         weights=loss_weights(node),
     )

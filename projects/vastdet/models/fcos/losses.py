@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vastdet.layers.distances import centerness, giou_from_distances, iou_from_distances
 from vastdet.layers.distributed import mean_over_ranks
+from vastdet.layers.observed_logits import observed
 from vastdet.models.fcos.targets import LocationTargets
 
 
@@ -68,7 +69,9 @@ class FCOSCriterion:
             of positives (at least 1) averaged over all processes, so that gradients averaged over
             processes are those of one large batch.
         """
-        positive = (targets.gt_classes < self.num_classes).nonzero(as_tuple=True)
+        is_positive = targets.gt_classes < self.num_classes
+        logits = observed(logits, torch.where(is_positive, targets.gt_classes, -1))
+        positive = is_positive.nonzero(as_tuple=True)
         one_hot = torch.zeros_like(logits, dtype=torch.float32)
         one_hot[(*positive, targets.gt_classes[positive])] = 1
         gt_distances = targets.gt_distances[positive]

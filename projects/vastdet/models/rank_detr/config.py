@@ -5,7 +5,7 @@ from detectron2.config import CfgNode
 
 from vastdet.detr.config_keys import (
     add_deformable_keys,
-    add_focal_keys,
+    add_focal_settings,
     add_one_to_many_keys,
     add_weight_keys,
 )
@@ -28,4 +28,4 @@ def add_rank_detr_config(cfg: CfgNode) -> None:
 
     # Weights of the losses and, alike, of the costs of the matcher before.
     add_weight_keys(node, class_weight=2.0)
-    add_focal_keys(node)
+    add_focal_settings(node)
