@@ -24,3 +24,16 @@ def add_backbone_config(cfg: CfgNode) -> None:
     cfg.MODEL.TIMM.NORM = ""
     # Stochastic depth rate of the deepest block; 0 turns it off.
     cfg.MODEL.TIMM.DROP_PATH = 0.0
+
+    cfg.MODEL.SWIN = CfgNode()
+    # T, S, B or L of the paper. What is not 0 or [] below replaces a part of it.
+    cfg.MODEL.SWIN.SIZE = "T"
+    cfg.MODEL.SWIN.EMBED_DIM = 0
+    cfg.MODEL.SWIN.DEPTHS = []
+    cfg.MODEL.SWIN.NUM_HEADS = []
+    # 7 for weights trained on images of 224 pixels, 12 for those of 384.
+    cfg.MODEL.SWIN.WINDOW_SIZE = 7
+    # Stochastic depth rate of the deepest block; 0 turns it off.
+    cfg.MODEL.SWIN.DROP_PATH_RATE = 0.2
+    # resN has stride 2^N. Stages deeper than the last one named are not built.
+    cfg.MODEL.SWIN.OUT_FEATURES = ["res2", "res3", "res4", "res5"]

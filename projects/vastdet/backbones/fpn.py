@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detectron2's feature pyramid (FPN, Lin et al. 2017) over a timm model or a ResNet."""
+"""Detectron2's feature pyramid (FPN, Lin et al. 2017) over a timm model, a Swin or a ResNet."""
 
 from itertools import pairwise
 
@@ -9,6 +9,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, build_resnet_b
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import nn
 
+from vastdet.backbones.swin import build_swin_backbone
 from vastdet.backbones.timm_backbone import build_timm_backbone
 
 
@@ -34,6 +35,11 @@ def _build_fpn(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module | None) -
     )
 
 
+def _p6(cfg: CfgNode) -> LastLevelMaxPool | None:
+    """P6 is P5 subsampled; there is none without P5."""
+    return LastLevelMaxPool() if "res5" in cfg.MODEL.FPN.IN_FEATURES else None
+
+
 def _p6p7(cfg: CfgNode, bottom_up: Backbone) -> LastLevelP6P7:
     """The two strided convolutions that make P6 and P7 from C5 (RetinaNet) or P5 (FCOS)."""
     in_feature, out_channels = cfg.MODEL.FPN.P6P7_IN_FEATURE, cfg.MODEL.FPN.OUT_CHANNELS
@@ -55,15 +61,26 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     With res5 among them there is also p6, P5 subsampled, which has no weights (as in Detectron2's
     `build_resnet_fpn_backbone`). Small images need no more than p3 to p5.
     """
-    has_p5 = "res5" in cfg.MODEL.FPN.IN_FEATURES
-    bottom_up = build_timm_backbone(cfg, input_shape)
-    return _build_fpn(cfg, bottom_up, LastLevelMaxPool() if has_p5 else None)
+    return _build_fpn(cfg, build_timm_backbone(cfg, input_shape), _p6(cfg))
 
 
 @BACKBONE_REGISTRY.register()
 def build_timm_retinanet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Build a pyramid over a timm model with P6 and P7 by strided convolutions."""
     bottom_up = build_timm_backbone(cfg, input_shape)
+    return _build_fpn(cfg, bottom_up, _p6p7(cfg, bottom_up))
+
+
+@BACKBONE_REGISTRY.register()
+def build_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Build a pyramid over a Swin, as `build_timm_fpn_backbone` does over a timm model."""
+    return _build_fpn(cfg, build_swin_backbone(cfg, input_shape), _p6(cfg))
+
+
+@BACKBONE_REGISTRY.register()
+def build_retinanet_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Build a pyramid over a Swin with P6 and P7 by strided convolutions."""
+    bottom_up = build_swin_backbone(cfg, input_shape)
     return _build_fpn(cfg, bottom_up, _p6p7(cfg, bottom_up))
 
 

@@ -13,6 +13,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
+from vastdet.backbones.freezing import check_frozen_weights
+
 NORMS = ("", "FrozenBN", "SyncBN", "GN")
 
 
@@ -79,13 +81,9 @@ class TimmBackbone(Backbone):
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         """Read `MODEL.TIMM` and `MODEL.BACKBONE.FREEZE_AT`."""
         node = cfg.MODEL.TIMM
-        freeze_at = cfg.MODEL.BACKBONE.FREEZE_AT
-        if freeze_at > 0 and not node.PRETRAINED and not cfg.MODEL.WEIGHTS:
-            raise ValueError(
-                f"MODEL.BACKBONE.FREEZE_AT is {freeze_at}, which would freeze random weights: "
-                "MODEL.TIMM.PRETRAINED is False and MODEL.WEIGHTS is empty. "
-                "Set MODEL.BACKBONE.FREEZE_AT to 0, or give weights"
-            )
+        check_frozen_weights(
+            cfg, pretrained_key="MODEL.TIMM.PRETRAINED", pretrained=node.PRETRAINED
+        )
         return {
             "name": node.NAME,
             "out_features": node.OUT_FEATURES,
@@ -93,7 +91,7 @@ class TimmBackbone(Backbone):
             "pretrained": node.PRETRAINED,
             "norm": node.NORM,
             "drop_path": node.DROP_PATH,
-            "freeze_at": freeze_at,
+            "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
         }
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
