@@ -8,6 +8,7 @@ from vastdet.models.cq_dino.image_labels import (
     image_labels,
 )
 from vastdet.models.cq_dino.presets import PRESETS, Preset, preset
+from vastdet.models.cq_dino.scoring import HALF_PRECISION, PreparedCategories, Scoring
 from vastdet.models.cq_dino.selection import (
     CategorySelection,
     CategoryToImageLayer,
@@ -26,6 +27,7 @@ from vastdet.models.cq_dino.tree import (
 )
 
 __all__ = [
+    "HALF_PRECISION",
     "PRESETS",
     "AdaptiveWeight",
     "AncestorMask",
@@ -37,9 +39,11 @@ __all__ = [
     "FixedWeight",
     "ImageTokens",
     "MeanAndCells",
+    "PreparedCategories",
     "Preset",
     "ReleasedAsymmetricLoss",
     "ReleasedCategoryTree",
+    "Scoring",
     "SelectedCategories",
     "UnmaskedMeanAndCells",
     "category_to_image_layers",

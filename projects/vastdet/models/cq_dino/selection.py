@@ -5,8 +5,10 @@ B images, C categories, K selected ones, D channels of a category, S tokens of a
 of a token, F channels of a feature map of H x W cells.
 """
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,13 @@ from torch.utils.checkpoint import checkpoint
 from vastdet.detr.query_selection import gather_tokens
 from vastdet.layers.attention import CrossAttention
 from vastdet.layers.mlp import FeedForward
+from vastdet.layers.weight_cache import WeightCache
+from vastdet.models.cq_dino.scoring import (
+    PreparedCategories,
+    Scoring,
+    best_categories,
+    one_image,
+)
 
 # The epsilon of BERT's norms, which the authors' layers are taken from.
 NORM_EPS = 1e-12
@@ -143,17 +152,14 @@ class SelectedCategories:
     Attributes:
         indices: (B, K) int64.
         queries: (B, K, D), what they became when they had seen the image.
-        all_logits: (B, C), the scores of all categories.
+        logits: (B, K), their scores.
+        all_logits: (B, C), the scores of all categories; None where they were not kept.
     """
 
     indices: Tensor
     queries: Tensor
-    all_logits: Tensor
-
-    @property
-    def logits(self) -> Tensor:
-        """(B, K) scores of the chosen ones."""
-        return self.all_logits.gather(1, self.indices)
+    logits: Tensor
+    all_logits: Tensor | None = None
 
 
 class CategorySelection(nn.Module):
@@ -162,6 +168,9 @@ class CategorySelection(nn.Module):
     With a chunk size, categories are scored piece by piece, and those selected are computed once
     more: memory then holds one piece, not all, and in training each piece is computed again for
     its gradient. Results are the same, but for what dropout drops.
+
+    At inference, `prepared` keeps what does not depend on the image until a weight changes, and
+    scores of categories that are not selected are not kept.
     """
 
     def __init__(
@@ -171,6 +180,7 @@ class CategorySelection(nn.Module):
         embed_dim: int,
         num_selected: int = 100,
         chunk_size: int | None = None,
+        scoring: Scoring | None = None,
     ) -> None:
         """Take the layers, first to last.
 
@@ -178,7 +188,9 @@ class CategorySelection(nn.Module):
             layers: see `CategoryToImageLayer`.
             embed_dim: D.
             num_selected: K; the paper has 100 for V3Det and 30 for COCO.
-            chunk_size: how many categories are computed at once; None for all.
+            chunk_size: how many categories are computed at once; None for all. Prepared ones have
+                the chunk size of `scoring`.
+            scoring: how prepared categories are scored; None for `Scoring()`.
 
         Raises:
             ValueError: `num_selected` or `chunk_size` is below 1.
@@ -191,37 +203,140 @@ class CategorySelection(nn.Module):
         self.score = nn.Linear(embed_dim, 1)
         self.num_selected = num_selected
         self.chunk_size = chunk_size
+        self.scoring = scoring or Scoring()
+        self._cache: WeightCache[PreparedCategories] = WeightCache()
         nn.init.xavier_uniform_(self.score.weight)
         nn.init.zeros_(self.score.bias)
 
-    def forward(self, queries: Tensor, tokens: ImageTokens) -> SelectedCategories:
+    def forward(
+        self, queries: Tensor | PreparedCategories, tokens: ImageTokens
+    ) -> SelectedCategories:
         """Select for each image.
 
         Args:
-            queries: (C, D), those that all images share, or (B, C, D).
+            queries: (C, D), those that all images share, or (B, C, D); or prepared ones, for which
+                there is no gradient and `all_logits` is None.
             tokens: of the images.
 
         Raises:
-            ValueError: there are fewer categories than are to be selected.
+            ValueError: there are fewer categories than are to be selected; or prepared ones are
+                given in training.
         """
+        if isinstance(queries, PreparedCategories):
+            return self._select_prepared(queries, tokens)
         queries = queries[None] if queries.dim() == 2 else queries
-        num_categories = queries.shape[1]
+        self.require_enough(queries.shape[1])
+        context = self.context(tokens)
+        if self.chunk_size is None or queries.shape[1] <= self.chunk_size:
+            seen = self.see(queries, context)
+            logits = self.logits(seen)
+            indices = self.best(logits)
+            chosen = gather_tokens(seen, indices)
+        else:
+            pieces = queries.split(self.chunk_size, dim=1)
+            logits = torch.cat([self._piece_logits(piece, context) for piece in pieces], dim=1)
+            indices = self.best(logits)
+            chosen = self.see(_rows(queries, indices), context)
+        return SelectedCategories(indices, chosen, logits.gather(1, indices), logits)
+
+    def require_enough(self, num_categories: int) -> None:
+        """Raise ValueError if there are fewer categories than are to be selected."""
         if num_categories < self.num_selected:
             raise ValueError(
                 f"{self.num_selected} categories are to be selected of {num_categories}; lower the "
                 "number of selected categories"
             )
+
+    def prepared(self, make_queries: nn.Module) -> PreparedCategories:
+        """Prepared categories, which are kept until a weight changes or training starts.
+
+        Args:
+            make_queries: gives the queries (C, D), without arguments.
+
+        Raises:
+            ValueError: in training.
+        """
+        self._require_inference()
+        weights = chain(make_queries.parameters(), make_queries.buffers(), self.parameters())
+        # Nothing that is kept may be marked as made in inference mode: it could not be used
+        # outside.
+        with torch.inference_mode(False), torch.no_grad():
+            return self._cache.get(weights, lambda: self.prepare(make_queries()))
+
+    @torch.no_grad()
+    def prepare(self, queries: Tensor) -> PreparedCategories:
+        """What all images share of queries (C, D); good until a weight changes.
+
+        Raises:
+            ValueError: there are fewer categories than are to be selected.
+        """
+        self.require_enough(len(queries))
+        dtype = self.scoring.dtype or queries.dtype
+        layers = copy.deepcopy(self.layers).eval().requires_grad_(False).to(dtype)
+        states = queries.detach().to(dtype)
+        projected = torch.empty_like(states)
+        for piece, out in zip(
+            states.split(self.scoring.chunk_size),
+            projected.split(self.scoring.chunk_size),
+            strict=True,
+        ):
+            out.copy_(layers[0].cross_attn.query_proj(piece))
+        return PreparedCategories(queries.detach(), states, projected, layers)
+
+    def drop_prepared(self) -> None:
+        """Forget what `prepared` keeps."""
+        self._cache.drop()
+
+    def train(self, mode: bool = True) -> "CategorySelection":
+        """Also forget what `prepared` keeps, if training starts."""
+        if mode:
+            self.drop_prepared()
+        return super().train(mode)
+
+    def candidates(
+        self, categories: PreparedCategories, tokens: ImageTokens, context: ImageContext
+    ) -> Tensor:
+        """Those among which each image's selected ones are: (B, K + margin) int64 or fewer."""
+        num_best = min(self.num_selected + self.scoring.margin, len(categories.states))
+        chosen = []
+        for i, is_padding in enumerate(tokens.padding_mask):
+            image = one_image(
+                [keys[i, ~is_padding] for keys in context.keys],
+                [values[i, ~is_padding] for values in context.values],
+                categories.layers,
+                categories.states.dtype,
+            )
+            chosen.append(
+                best_categories(
+                    categories,
+                    image,
+                    self.score,
+                    num_best=num_best,
+                    chunk_size=self.scoring.chunk_size,
+                )
+            )
+        return torch.stack(chosen)
+
+    @torch.no_grad()
+    def _select_prepared(
+        self, categories: PreparedCategories, tokens: ImageTokens
+    ) -> SelectedCategories:
+        self._require_inference()
         context = self.context(tokens)
-        if self.chunk_size is None or num_categories <= self.chunk_size:
-            seen = self.see(queries, context)
-            logits = self.logits(seen)
-            indices = self.best(logits)
-            return SelectedCategories(indices, gather_tokens(seen, indices), logits)
-        pieces = queries.split(self.chunk_size, dim=1)
-        logits = torch.cat([self._piece_logits(piece, context) for piece in pieces], dim=1)
-        indices = self.best(logits)
-        chosen = self.see(_rows(queries, indices), context)
-        return SelectedCategories(indices, chosen, logits)
+        candidates = self.candidates(categories, tokens, context)
+        seen = self.see(F.embedding(candidates, categories.queries), context)
+        logits = self.logits(seen)
+        best = self.best(logits)
+        return SelectedCategories(
+            candidates.gather(1, best), gather_tokens(seen, best), logits.gather(1, best)
+        )
+
+    def _require_inference(self) -> None:
+        if self.training:
+            raise ValueError(
+                "prepared categories are for inference, without gradients; call eval() first, or "
+                "give the queries themselves"
+            )
 
     def context(self, tokens: ImageTokens) -> ImageContext:
         """What `see` needs of the images."""
