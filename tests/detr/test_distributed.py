@@ -53,9 +53,9 @@ def member(architecture: Architecture) -> nn.Module:
 def same_for_all(draw: Callable[..., Noise]) -> Callable[..., Noise]:
     """Draw for every image the noise of one, so that it does not depend on the batch."""
 
-    def draw_once(targets: Targets, num_slots: int, num_groups: int) -> Noise:
+    def draw_once(targets: Targets, *settings: Any) -> Noise:
         torch.manual_seed(0)
-        noise = draw(replace(targets, num_boxes=targets.num_boxes[:1]), num_slots, num_groups)
+        noise = draw(replace(targets, num_boxes=targets.num_boxes[:1]), *settings)
         drawn = (noise.flip, noise.labels, noise.moves)
         return Noise(*(x.expand(len(targets.num_boxes), *x.shape[1:]) for x in drawn))
 

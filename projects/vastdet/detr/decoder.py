@@ -97,8 +97,12 @@ class DecoderLayer(nn.Module):
     def forward(self, state: QueryState, memory: Tokens) -> Tensor:
         """The new content (B, Q, C)."""
         content = self.self_attn_norm(state.content + self.dropout(self.self_attn(state)))
-        state = replace(state, content=content)
-        content = self.cross_attn_norm(content + self.dropout(self.cross_attn(state, memory)))
+        return self.look(replace(state, content=content), memory)
+
+    def look(self, state: QueryState, memory: Tokens) -> Tensor:
+        """The content (B, Q, C) after all that follows self-attention."""
+        seen = self.dropout(self.cross_attn(state, memory))
+        content = self.cross_attn_norm(state.content + seen)
         return self.ffn_norm(content + self.ffn(content))
 
 
@@ -171,13 +175,18 @@ class Decoder(nn.Module):
             )
             before, after = after, predicted
             if self.training or is_last:
-                logits.append(self.class_head(i)(normed))
+                logits.append(self.classify(i, normed, memory))
                 boxes.append(predicted)
             if not is_last:
                 queries, content, references = self.hand_on(queries, content, references, i)
         return LayerPredictions(
             torch.stack(logits), torch.stack(boxes), references=start, content=normed
         )
+
+    def classify(self, layer: int, normed: Tensor, memory: Tokens) -> Tensor:
+        """The logits (B, Q, K) of a layer's content; members whose heads read more override it."""
+        logits: Tensor = self.class_head(layer)(normed)
+        return logits
 
     def hand_on(
         self, queries: Queries, content: Tensor, references: References, layer: int

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Encoder and decoder layers with multi-scale deformable attention (Zhu et al., ICLR 2021)."""
 
+from collections.abc import Callable
+
 from vastdet.detr.decoder import DecoderLayer, DeformableCrossAttention, QuerySelfAttention
 from vastdet.detr.encoder import DeformableSelfAttention, Encoder, EncoderLayer
 from vastdet.layers.mlp import FeedForward
@@ -38,9 +40,13 @@ def deformable_decoder_layer(
     num_points: int,
     feedforward_dim: int,
     dropout: float = 0.0,
+    layer: Callable[..., DecoderLayer] = DecoderLayer,
 ) -> DecoderLayer:
-    """Dense self-attention of queries, deformable cross-attention to the tokens."""
-    return DecoderLayer(
+    """Dense self-attention of queries, deformable cross-attention to the tokens.
+
+    `layer` puts the parts together.
+    """
+    return layer(
         QuerySelfAttention(embed_dim, num_heads, dropout=dropout),
         DeformableCrossAttention(
             embed_dim, num_heads=num_heads, num_levels=num_levels, num_points=num_points

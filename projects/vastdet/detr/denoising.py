@@ -8,6 +8,7 @@ image.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,31 @@ class Noise:
     moves: Tensor
 
 
+class LabelContent(nn.Module, ABC):
+    """What the content of a denoising query is made of."""
+
+    @abstractmethod
+    def num_labels(self, label_features: Tensor | None) -> int:
+        """How many labels there are to draw from."""
+
+    @abstractmethod
+    def forward(self, labels: Tensor, label_features: Tensor | None = None) -> Tensor:
+        """Labels (...) to contents (..., C); `label_features` as in `Denoising.forward`."""
+
+
+class LabelEmbedding(nn.Embedding, LabelContent):
+    """A table of K + 1 contents; the last is no label of a box."""
+
+    def num_labels(self, label_features: Tensor | None) -> int:
+        """K."""
+        return self.num_embeddings - 1
+
+    def forward(self, labels: Tensor, label_features: Tensor | None = None) -> Tensor:
+        """Labels (...) to contents (..., C)."""
+        contents: Tensor = nn.Embedding.forward(self, labels)
+        return contents
+
+
 class Denoising(nn.Module, ABC):
     """Makes groups of noised boxes: in each, the first version of a box must be restored.
 
@@ -43,7 +69,7 @@ class Denoising(nn.Module, ABC):
 
     def __init__(
         self,
-        label_embedding: nn.Embedding,
+        label_embedding: LabelContent,
         *,
         flip_probability: float,
         box_noise: float,
@@ -52,7 +78,7 @@ class Denoising(nn.Module, ABC):
         """Take the amounts.
 
         Args:
-            label_embedding: K + 1 rows; the last is no label of a box.
+            label_embedding: makes contents of labels.
             flip_probability: share of the labels that are drawn anew, in [0, 1].
             box_noise: scale of the moves, 0 or more.
             eps: bounds the logits of the noised boxes.
@@ -75,30 +101,34 @@ class Denoising(nn.Module, ABC):
     def move(self, boxes: Tensor, moves: Tensor) -> Tensor:
         """Boxes (B, 1, 1, G, 4), moved by `Noise.moves`, to (B, R, V, G, 4) within [0, 1]."""
 
-    def embed(self, labels: Tensor) -> Tensor:
+    def embed(self, labels: Tensor, label_features: Tensor | None) -> Tensor:
         """Labels (...) to contents (..., C)."""
-        return self.label_embedding(labels)
+        contents: Tensor = self.label_embedding(labels, label_features)
+        return contents
 
     def counted(self, used: Tensor) -> Tensor | None:
         """See `DenoisingQueries.counted`; `used` (B, P) is True where a query holds a box."""
         return used
 
-    def forward(self, targets: Targets, num_matching: int) -> DenoisingQueries:
+    def forward(
+        self, targets: Targets, num_matching: int, label_features: Tensor | None = None
+    ) -> DenoisingQueries:
         """Make the queries of a batch, to go before `num_matching` others.
 
         A batch without any box gets P = 0 queries. The embedding takes part in the graph even
-        then, so that no process of a distributed run waits for its gradient.
+        then, so that no process of a distributed run waits for its gradient. `label_features`
+        (V, D) describe every label, for members that make contents of them.
         """
         num_slots = max(targets.num_boxes, default=0)
         num_groups = self.count_groups(num_slots)
-        noise = self.draw_noise(targets, num_slots, num_groups)
+        noise = self.draw_noise(targets, num_slots, num_groups, label_features)
         filled = targets.filled[:, :num_slots]
         shape = (len(targets.num_boxes), num_groups, self.num_versions, num_slots)
         used = filled[:, None, None].expand(shape)
 
         labels = targets.labels[:, None, None, :num_slots].expand(shape)
         labels = torch.where(noise.flip, noise.labels, labels)
-        content = self.embed(labels) * used.unsqueeze(-1)
+        content = self.embed(labels, label_features) * used.unsqueeze(-1)
         boxes = self.move(targets.boxes[:, None, None, :num_slots], noise.moves)
         boxes = inverse_sigmoid(boxes, self.eps).sigmoid()
         boxes = torch.where(used.unsqueeze(-1), boxes, self.empty_box)
@@ -112,19 +142,25 @@ class Denoising(nn.Module, ABC):
             queries, matched.flatten(1), self.counted(used.flatten(1)), num_groups
         )
 
-    def draw_noise(self, targets: Targets, num_slots: int, num_groups: int) -> Noise:
+    def draw_noise(
+        self,
+        targets: Targets,
+        num_slots: int,
+        num_groups: int,
+        label_features: Tensor | None = None,
+    ) -> Noise:
         """Draw what chance decides."""
         device = targets.labels.device
         shape = (len(targets.num_boxes), num_groups, self.num_versions, num_slots)
-        num_classes = self.label_embedding.num_embeddings - 1
+        num_labels = self.label_embedding.num_labels(label_features)
         return Noise(
             flip=torch.rand(shape, device=device) < self.flip_probability,
-            labels=torch.randint(num_classes, shape, device=device),
+            labels=torch.randint(num_labels, shape, device=device),
             moves=self.draw_moves(shape, device),
         )
 
 
-class ContrastiveDenoising(Denoising):
+class ContrastiveGroups(Denoising):
     """Each box has two versions: one slightly moved, to be restored, one further, to be rejected.
 
     A corner coordinate moves by up to half a side times `box_noise` in a positive, by half to a
@@ -135,8 +171,7 @@ class ContrastiveDenoising(Denoising):
 
     def __init__(
         self,
-        embed_dim: int,
-        num_classes: int,
+        label_embedding: LabelContent,
         *,
         num_queries: int = 100,
         label_noise: float = 0.5,
@@ -146,16 +181,14 @@ class ContrastiveDenoising(Denoising):
         """Take the amounts.
 
         Args:
-            embed_dim: C.
-            num_classes: K.
+            label_embedding: makes contents of labels.
             num_queries: positives in all groups together; groups = num_queries // G, at least 1.
             label_noise: share of labels that are drawn anew is half of this, in [0, 1].
             box_noise: scale of the moves, 0 or more.
             eps: bounds the logits of the noised boxes.
         """
-        # One row more than classes, never read here: the authors' layout of the weights.
         super().__init__(
-            nn.Embedding(num_classes + 1, embed_dim),
+            label_embedding,
             flip_probability=label_noise * 0.5,
             box_noise=box_noise,
             eps=eps,
@@ -181,6 +214,15 @@ class ContrastiveDenoising(Denoising):
         half = boxes[..., 2:] / 2
         reach = torch.cat([half, half], dim=-1) * self.box_noise
         return xyxy_to_cxcywh((cxcywh_to_xyxy(boxes) + moves * reach).clamp(0, 1))
+
+
+class ContrastiveDenoising(ContrastiveGroups):
+    """As above, with a learned content for each class (Zhang et al. 2023, DINO, section 3.3)."""
+
+    def __init__(self, embed_dim: int, num_classes: int, **amounts: Any) -> None:
+        """`embed_dim` is C, `num_classes` K; for the amounts see `ContrastiveGroups`."""
+        # One row more than classes, never read here: the authors' layout of the weights.
+        super().__init__(LabelEmbedding(num_classes + 1, embed_dim), **amounts)
 
 
 def group_mask(num_groups: int, group_size: int, num_matching: int, device: torch.device) -> Tensor:

@@ -6,10 +6,10 @@ shares of the image.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from vastdet.detr.denoising import Denoising
+from vastdet.detr.denoising import Denoising, LabelEmbedding
 
 
 def with_indicator(content: Tensor, value: float) -> Tensor:
@@ -26,6 +26,7 @@ class DNDenoising(Denoising):
     """
 
     num_versions = 1
+    label_embedding: LabelEmbedding
 
     def __init__(
         self,
@@ -49,7 +50,7 @@ class DNDenoising(Denoising):
         """
         # The last row stands for no known class: dense DN-DETR's matching queries start from it.
         super().__init__(
-            nn.Embedding(num_classes + 1, embed_dim - 1),
+            LabelEmbedding(num_classes + 1, embed_dim - 1),
             flip_probability=label_noise,
             box_noise=box_noise,
             eps=eps,
@@ -60,9 +61,9 @@ class DNDenoising(Denoising):
         """The same for every batch."""
         return self.num_groups
 
-    def embed(self, labels: Tensor) -> Tensor:
+    def embed(self, labels: Tensor, label_features: Tensor | None) -> Tensor:
         """Labels (...) to contents (..., C), marked as those of denoising queries."""
-        return with_indicator(self.label_embedding(labels), 1.0)
+        return with_indicator(super().embed(labels, label_features), 1.0)
 
     def draw_moves(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """In [-1, 1]."""

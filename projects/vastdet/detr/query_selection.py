@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vastdet.detr.prompt import PromptedTokens
 from vastdet.detr.structures import LayerPredictions
 from vastdet.detr.tokens import Tokens
 
@@ -84,11 +85,19 @@ class HeadSelection(nn.Module):
         """Q in the mode that the module is in."""
         return self.num_training_queries if self.training else self.num_inference_queries
 
-    def best(self, features: Tensor, proposals: Tensor) -> SelectedTokens:
-        """Select by the highest class logit of features (B, S, C) with proposals (B, S, 4)."""
-        logits = self.class_head(features)
+    def best(self, features: Tensor, proposals: Tensor, tokens: Tokens) -> SelectedTokens:
+        """Select by the highest class logit of features (B, S, C) with proposals (B, S, 4).
+
+        They are those of `tokens`.
+        """
+        logits = self.classify(features, tokens)
         indices = logits.max(dim=-1).values.topk(self.num_queries, dim=1).indices
         return self.select(features, proposals, logits, indices)
+
+    def classify(self, features: Tensor, tokens: Tokens) -> Tensor:
+        """The logits (B, S, K) of features; members whose head reads more override it."""
+        logits: Tensor = self.class_head(features)
+        return logits
 
     def select(
         self, features: Tensor, proposals: Tensor, logits: Tensor, indices: Tensor
@@ -130,7 +139,7 @@ class TokenSelection(HeadSelection):
         Raises:
             ValueError: there are fewer tokens than queries.
         """
-        return self.best(*self.candidates(tokens))
+        return self.best(*self.candidates(tokens), tokens)
 
     def candidates(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Features (B, S, C) and logits of proposals (B, S, 4) of all tokens.
@@ -142,6 +151,19 @@ class TokenSelection(HeadSelection):
         proposals, valid = token_proposals(tokens)
         values = tokens.values.masked_fill(~valid.unsqueeze(-1), 0)
         return self.output_norm(self.output(values)), proposals
+
+
+class PromptedTokenSelection(TokenSelection):
+    """Scores every token by the prompt token that it fits best (Grounding DINO, section 3.2).
+
+    `class_head` maps features and the prompt to logits, such as `ContrastiveAlignment`.
+    """
+
+    def classify(self, features: Tensor, tokens: Tokens) -> Tensor:
+        """The logits (B, S, K) of features, one for each token of the prompt."""
+        assert isinstance(tokens, PromptedTokens)
+        logits: Tensor = self.class_head(features, tokens.prompt)
+        return logits
 
 
 def require_tokens(tokens: Tokens, num_queries: int) -> None:

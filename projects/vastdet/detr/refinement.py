@@ -55,9 +55,12 @@ class Refinement(ABC):
             Boxes (B, Q, 4) and the references of the next layer.
         """
 
-    def moved(self, delta: Tensor, references: Tensor) -> Tensor:
-        """Boxes whose logits are those of the references (boxes, or points) plus `delta`."""
-        logits = inverse_sigmoid(references.float(), self.eps)
+    def moved(self, delta: Tensor, references: Tensor, eps: float | None = None) -> Tensor:
+        """Boxes whose logits are those of the references (boxes, or points) plus `delta`.
+
+        `eps` bounds the logits, None for the one that the refinement has.
+        """
+        logits = inverse_sigmoid(references.float(), self.eps if eps is None else eps)
         if logits.shape[-1] == 2:
             logits = torch.cat([logits, torch.zeros_like(logits)], dim=-1)
         return (delta.float() + logits).sigmoid()
@@ -106,6 +109,14 @@ class LookForwardTwice(Refinement):
     norm, the predictions by that after it, as in the authors' code.
     """
 
+    def __init__(self, eps: float, *, prediction_eps: float | None = None) -> None:
+        """`prediction_eps` bounds the logits for the predictions, None for `eps` there too.
+
+        MMDetection has 1e-5 for the predictions and 1e-3 for the references.
+        """
+        super().__init__(eps)
+        self.prediction_eps = eps if prediction_eps is None else prediction_eps
+
     def step(
         self,
         box_head: nn.Module,
@@ -117,7 +128,7 @@ class LookForwardTwice(Refinement):
     ) -> tuple[Tensor, References]:
         """See `Refinement.step`."""
         delta = box_head(normed)
-        boxes = self.moved(delta, references.with_gradient)
+        boxes = self.moved(delta, references.with_gradient, self.prediction_eps)
         if is_last:
             return boxes, references
         # Without a norm in the decoder, one pass through the head serves both.

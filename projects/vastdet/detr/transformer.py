@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vastdet.detr.denoising import Denoising, join_queries
 from vastdet.detr.structures import (
     DenoisingPredictions,
+    DenoisingQueries,
     LayerPredictions,
     Queries,
     SetPredictions,
@@ -119,7 +120,7 @@ class SetTransformer(nn.Module):
         """Predict from the queries; members with further branches override it."""
         if self.denoising is None or targets is None:
             return SetPredictions(self.run_decoder(queries, memory), proposals)
-        extra = self.denoising(targets, num_matching=queries.content.shape[1])
+        extra = self.denoise(targets, queries.content.shape[1], memory)
         layers = self.run_decoder(join_queries(extra, queries), memory)
         start = extra.matched.shape[1]
         return SetPredictions(
@@ -127,6 +128,12 @@ class SetTransformer(nn.Module):
             proposals,
             DenoisingPredictions(layers.queries(0, start), extra),
         )
+
+    def denoise(self, targets: Targets, num_matching: int, memory: Tokens) -> DenoisingQueries:
+        """The denoising queries; members whose denoising reads more override it."""
+        assert self.denoising is not None
+        queries: DenoisingQueries = self.denoising(targets, num_matching=num_matching)
+        return queries
 
     def run_decoder(self, queries: Queries, memory: Tokens) -> LayerPredictions:
         """The decoder's predictions; members whose decoder reads more override it."""

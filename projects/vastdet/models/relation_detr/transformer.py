@@ -96,13 +96,13 @@ class RelationTransformer(SetTransformer):
         assert isinstance(source, MixedQueries)
         assert isinstance(source.selection, TokenSelection)
         candidates = source.selection.candidates(memory)
-        queries, proposals = source.start_from(source.selection.best(*candidates))
+        queries, proposals = source.start_from(source.selection.best(*candidates, memory))
         predictions = self.decode(queries, memory, proposals, targets)
         if targets is None or self.one_to_many_source is None:
             return predictions
         selection = self.one_to_many_source.selection
         require_tokens(memory, selection.num_queries)
-        queries, proposals = self.one_to_many_source.start_from(selection.best(*candidates))
+        queries, proposals = self.one_to_many_source.start_from(selection.best(*candidates, memory))
         hybrid = SetPredictions(self.decoder(queries, memory), proposals)
         return replace(predictions, hybrid=hybrid)
 
