@@ -5,7 +5,7 @@ N images, A annotations. A record, the dict that Detectron2 knows, is made when 
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -154,6 +154,19 @@ def build_table(
         categories=categories[order],
         is_crowd=is_crowd[order],
     )
+
+
+def training_image_counts(records: Iterable[Record], num_categories: int) -> np.ndarray:
+    """(K,) int64: how many records show each of `num_categories`, crowds left out."""
+    if isinstance(records, RecordTable):
+        pairs = records.image_index.astype(np.int64) * num_categories + records.categories
+        pairs = np.unique(pairs[~records.is_crowd])
+        return np.bincount(pairs % num_categories, minlength=num_categories)
+    counts = np.zeros(num_categories, dtype=np.int64)
+    for record in records:
+        shown = {a["category_id"] for a in record["annotations"] if not a.get("iscrowd", 0)}
+        counts[list(shown)] += 1
+    return counts
 
 
 def starts_of(counts: np.ndarray) -> np.ndarray:

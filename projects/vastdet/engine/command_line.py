@@ -25,6 +25,7 @@ from vastdet.engine.config_files import (
     with_all_weights,
 )
 from vastdet.engine.dataset_checks import check_class_counts, check_datasets
+from vastdet.engine.gradient_hook import NotObservedError
 from vastdet.engine.launch import launch, process_group, share_processor_cores
 from vastdet.engine.tools import add_register_argument, register_datasets
 from vastdet.engine.trainer import Trainer
@@ -156,6 +157,8 @@ def run(cfg: CfgNode, arguments: argparse.Namespace) -> None:
         trainer.train()
     except BrokenRecordError as error:
         raise UnusableInputError(reason_of(error)) from error
+    except NotObservedError as error:
+        raise UnusableInputError(str(error)) from error
 
 
 def main(argv: list[str] | None = None) -> int:

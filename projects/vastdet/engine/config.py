@@ -42,3 +42,15 @@ def add_engine_config(cfg: CfgNode) -> None:
     cfg.DATALOADER.BROKEN_RECORDS = "skip"
     # Stop when more than this fraction of the training records is broken.
     cfg.DATALOADER.MAX_BROKEN_FRACTION = 0.1
+
+    # How the gradient of class logits is shared between positives and negatives, measured while
+    # training (Sun et al. 2025, section 3.1): into metrics.json and OUTPUT_DIR/gradients.json.
+    cfg.ANALYSIS = CfgNode()
+    cfg.ANALYSIS.GRADIENTS = CfgNode()
+    cfg.ANALYSIS.GRADIENTS.ENABLED = False
+    # Every so many iterations.
+    cfg.ANALYSIS.GRADIENTS.PERIOD = 20
+    # Which negatives are hard: "probability", those of at least HARD_VALUE, or "top", this share of
+    # the classes of each query.
+    cfg.ANALYSIS.GRADIENTS.HARD_RULE = "probability"
+    cfg.ANALYSIS.GRADIENTS.HARD_VALUE = 0.1

@@ -28,6 +28,7 @@ from vastdet.engine.checkpoint import VastdetCheckpointer
 from vastdet.engine.config_files import choose_device
 from vastdet.engine.dataset_checks import check_class_counts, check_datasets
 from vastdet.engine.ema import WeightAverage
+from vastdet.engine.gradient_hook import build_gradient_hook
 from vastdet.engine.hooks import (
     BrokenRecordReport,
     PeriodicCheckpointer,
@@ -133,6 +134,10 @@ class Trainer(DefaultTrainer):
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
+            # Before whatever saves, evaluates or writes.
+            build_gradient_hook(cfg, self.data_loader.dataset.records)
+            if cfg.ANALYSIS.GRADIENTS.ENABLED
+            else None,
             self._build_precise_bn(),
             PeriodicCheckpointer(
                 self.checkpointer,
