@@ -44,6 +44,29 @@ def focal_cost(
     return present - absent
 
 
+def prompt_focal_cost(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    eps: float = 1e-12,
+) -> Tensor:
+    """The focal loss of all K logits of a query if a box were its answer; a ClassCost.
+
+    As MMDetection computes it for Grounding DINO, and the authors of CQ-DINO: other than in
+    `focal_cost`, queries that are sure of many classes cost more with any box. A label of -1 is a
+    class that is not among the K: none of the logits should be high.
+    """
+    p = logits.float().sigmoid()
+    absent = (1 - alpha) * p**gamma * -torch.log(1 - p + eps)
+    chosen = labels.clamp(min=0)
+    likely = p.gather(-1, chosen)
+    present = alpha * (1 - likely) ** gamma * -torch.log(likely + eps)
+    change = torch.where(labels >= 0, present - absent.gather(-1, chosen), 0.0)
+    return absent.sum(dim=-1, keepdim=True) + change
+
+
 def softmax_cost(logits: Tensor, labels: Tensor) -> Tensor:
     """Minus the probability of the class (Carion et al. 2020, section 3.1); a ClassCost."""
     return -logits.float().softmax(dim=-1).gather(-1, labels)

@@ -7,29 +7,25 @@ B images, L levels, C channels, H x W the padded batch, Q queries, K classes.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from detectron2.modeling import Backbone
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from vastdet.detr.detections import SelectDetections, best_pairs
+from vastdet.detr.image_model import ImageModel
 from vastdet.detr.structures import LayerPredictions, SetPredictions, Targets
-from vastdet.detr.tokens import pad_to_batch, padding_mask_of, resize_mask
+from vastdet.detr.tokens import resize_mask
 from vastdet.layers.boxes import cxcywh_to_xyxy
 
 
-class SetDetector(nn.Module):
+class SetDetector(ImageModel[SetPredictions]):
     """Predicts a set of boxes with one transformer; each member of the family derives from it.
 
     Takes Detectron2's list of dicts and returns losses or `[{"instances": Instances}]` in the
     frame of the original image (`pred_boxes` XYXY pixels, `scores` in [0, 1], `pred_classes`).
 
-    In training a batch is padded before the backbone, as everywhere in the literature. At inference
-    only images of one size go through the network together: convolutions and norms of backbone and
-    neck see padding, and the query positions of some members depend on it. So what is found in an
-    image does not depend on the images that it is batched with. `predict_padded` is the padded pass
-    of the authors' codes.
+    See `ImageModel` for how images are batched.
     """
 
     def __init__(
@@ -61,39 +57,23 @@ class SetDetector(nn.Module):
             select_detections: picks the detections from what the last layer predicts.
             size_divisibility: of the padded batch's height and width; 0 leaves it to the backbone.
         """
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(
+            backbone=backbone,
+            num_classes=num_classes,
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
+            size_divisibility=size_divisibility,
+        )
         self.neck = neck
         self.transformer = transformer
         self.criterion = criterion
-        self.num_classes = num_classes
         self.max_detections_per_image = max_detections_per_image
         self.select_detections = select_detections
-        self.size_divisibility = size_divisibility or backbone.size_divisibility
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.pixel_mean.device
-
-    def forward(
-        self, batched_inputs: list[dict[str, Any]]
-    ) -> dict[str, Tensor] | list[dict[str, Any]]:
-        """Losses in training, detections at inference; see the class."""
-        images = [self.normalize(x["image"]) for x in batched_inputs]
-        sizes = [(x.shape[-2], x.shape[-1]) for x in images]
-        if self.training:
-            targets = self.targets(batched_inputs)
-            return self.criterion(self.predict_padded(images, targets), targets)
-        found: dict[int, dict[str, Any]] = {}
-        for size in dict.fromkeys(sizes):
-            group = [i for i, other in enumerate(sizes) if other == size]
-            predictions = self.predict_padded([images[i] for i in group])
-            results = self.results(predictions, size, [batched_inputs[i] for i in group])
-            found.update(zip(group, results, strict=True))
-        return [found[i] for i in range(len(batched_inputs))]
+    def losses(self, predictions: SetPredictions, targets: Targets) -> dict[str, Tensor]:
+        """Weighted losses by name."""
+        losses: dict[str, Tensor] = self.criterion(predictions, targets)
+        return losses
 
     def results(
         self,
@@ -107,26 +87,6 @@ class SetDetector(nn.Module):
             {"instances": rescale(image, x)} for image, x in zip(found, batched_inputs, strict=True)
         ]
 
-    def normalize(self, image: Tensor) -> Tensor:
-        """Pixels (3, H, W) in [0, 255] to the network's input."""
-        return (image.to(self.device) - self.pixel_mean) / self.pixel_std
-
-    def targets(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Targets:
-        """The ground truth of a batch.
-
-        Raises:
-            ValueError: an input has no `instances`.
-        """
-        for x in batched_inputs:
-            if "instances" not in x:
-                raise ValueError(
-                    f"a training input needs 'instances' with gt_boxes and gt_classes; got the "
-                    f"keys {sorted(x)}"
-                )
-        instances = [x["instances"] for x in batched_inputs]
-        names = [str(x.get("file_name", f"image {i}")) for i, x in enumerate(batched_inputs)]
-        return Targets.from_instances(instances, names, self.device)
-
     def predict_padded(
         self, images: Sequence[Tensor], targets: Targets | None = None
     ) -> SetPredictions:
@@ -137,13 +97,6 @@ class SetDetector(nn.Module):
         """Levels (B, C, H_l, W_l) and masks (B, H_l, W_l), True at padding, of one padded batch."""
         pixels, mask = self.padded_batch(images)
         return self.levels(self.backbone(pixels), mask)
-
-    def padded_batch(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """One batch (B, 3, H, W) of images, and its mask (B, H, W), True at padding."""
-        batch = pad_to_batch(images, self.size_divisibility)
-        sizes = [(x.shape[-2], x.shape[-1]) for x in images]
-        mask = padding_mask_of(sizes, (batch.shape[-2], batch.shape[-1]))
-        return batch, mask.to(self.device)
 
     def levels(
         self, features: Mapping[str, Tensor], mask: Tensor

@@ -151,10 +151,10 @@ def class_count_keys(cfg: CfgNode) -> list[str]:
 def class_count_key(cfg: CfgNode) -> str:
     """The key that holds the number of detection categories of the config's meta-architecture."""
     own = cfg.MODEL.META_ARCHITECTURE.removeprefix("Clipped").lower()
-    for key in class_count_keys(cfg):
-        if key.split(".")[-2].replace("_", "").lower() == own:
-            return key
-    return "MODEL.ROI_HEADS.NUM_CLASSES"
+    nodes = {key.split(".")[-2].replace("_", "").lower(): key for key in class_count_keys(cfg)}
+    # An architecture that trains a part of another one reads its node and adds to its name.
+    names = [name for name in nodes if own.startswith(name)]
+    return nodes[max(names, key=len)] if names else "MODEL.ROI_HEADS.NUM_CLASSES"
 
 
 def set_num_classes(cfg: CfgNode, num_classes: int) -> None:

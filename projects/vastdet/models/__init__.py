@@ -6,6 +6,7 @@ from collections.abc import Callable
 from detectron2.config import CfgNode
 
 from vastdet.models.conditional_detr import add_conditional_detr_config
+from vastdet.models.cq_dino import add_cq_dino_config
 from vastdet.models.dab_deformable_detr import add_dab_deformable_detr_config
 from vastdet.models.dab_detr import add_dab_detr_config
 from vastdet.models.deformable_detr import add_deformable_detr_config
@@ -35,4 +36,5 @@ ARCHITECTURE_CONFIGS: tuple[Callable[[CfgNode], None], ...] = (
     add_h_deformable_detr_config,
     add_rank_detr_config,
     add_dab_deformable_detr_config,
+    add_cq_dino_config,
 )

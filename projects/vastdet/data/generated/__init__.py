@@ -9,6 +9,9 @@ Importing this registers `generated_<K>_<split>` with Detectron2 for K in 10, 24
     open_train  as train, without the held-out compositions (a fifth of the categories, "novel")
     open_val    as val, with them; every attribute value of a novel category is in a base one
 
+`generated_kinds_<K>_<train|val>` for K in 50, 1000, 5000, 13000 have shapes as categories above
+others: an object whose fill has no category of its own is labelled by its shape (`KindsSplit`).
+
 What an annotation means: the box is that of the visible extent of the object, so what another
 object, an occluder or the image edge hides does not count. An object of which less than
 `SceneConfig.min_visible` would show is left out of the picture, so all that is drawn is annotated;
@@ -20,6 +23,7 @@ gives a set a name, `tools/generate_dataset.py` writes one to disk.
 
 from vastdet.data.generated.catalog import register_all_generated, register_generated
 from vastdet.data.generated.categories import GeneratedCategories, generated_categories
+from vastdet.data.generated.kinds import KindsSplit, register_all_kinds, register_kinds
 from vastdet.data.generated.render import Scene, render_scene
 from vastdet.data.generated.scene import Layout, SceneConfig, SceneObject
 from vastdet.data.generated.splits import GeneratedSplit
@@ -27,13 +31,16 @@ from vastdet.data.generated.splits import GeneratedSplit
 __all__ = [
     "GeneratedCategories",
     "GeneratedSplit",
+    "KindsSplit",
     "Layout",
     "Scene",
     "SceneConfig",
     "SceneObject",
     "generated_categories",
     "register_generated",
+    "register_kinds",
     "render_scene",
 ]
 
 register_all_generated()
+register_all_kinds()

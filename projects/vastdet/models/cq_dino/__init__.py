@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """CQ-DINO: categories as queries, a few of them chosen for each image (Sun et al., 2025)."""
 
+from vastdet.models.cq_dino.config import add_cq_dino_config
+from vastdet.models.cq_dino.cq_dino import CQDINO
 from vastdet.models.cq_dino.image_labels import (
     AncestorMask,
     AsymmetricLoss,
@@ -18,6 +20,7 @@ from vastdet.models.cq_dino.selection import (
     UnmaskedMeanAndCells,
     category_to_image_layers,
 )
+from vastdet.models.cq_dino.selector import CQDINOSelector
 from vastdet.models.cq_dino.tree import (
     AdaptiveWeight,
     CategoryTree,
@@ -27,11 +30,13 @@ from vastdet.models.cq_dino.tree import (
 )
 
 __all__ = [
+    "CQDINO",
     "HALF_PRECISION",
     "PRESETS",
     "AdaptiveWeight",
     "AncestorMask",
     "AsymmetricLoss",
+    "CQDINOSelector",
     "CategorySelection",
     "CategoryToImageLayer",
     "CategoryTree",
@@ -46,6 +51,7 @@ __all__ = [
     "Scoring",
     "SelectedCategories",
     "UnmaskedMeanAndCells",
+    "add_cq_dino_config",
     "category_to_image_layers",
     "image_labels",
     "preset",

@@ -1,12 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the paper and the authors' code differ on the side of the categories."""
+"""Where the paper and the authors' code differ."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+from torch import nn
+
+from vastdet.detr.denoising import Denoising
+from vastdet.detr.prompt_denoising import PositionDenoising, PromptDenoising
+from vastdet.models.cq_dino.category_queries import CategorySelfAttention, ReleasedSelfAttention
 from vastdet.models.cq_dino.image_labels import AsymmetricLoss, ReleasedAsymmetricLoss
 from vastdet.models.cq_dino.selection import MeanAndCells, UnmaskedMeanAndCells
-from vastdet.models.cq_dino.tree import CategoryTree, DescendantWeight, ReleasedCategoryTree
+from vastdet.models.cq_dino.tree import (
+    CategoryTree,
+    DescendantWeight,
+    ParentWeight,
+    ReleasedCategoryTree,
+)
 from vastdet.vocabulary import CategoryHierarchy
 
 
@@ -15,24 +26,58 @@ class Preset:
     """The parts of one reading of CQ-DINO.
 
     Attributes:
-        tree: makes the category tree of a hierarchy.
+        tree: makes the category tree of a hierarchy with the weight of the config.
+        self_attention: relates the categories of a flat vocabulary, from their number of channels.
         image_tokens: makes the tokens of an image, from the channels of the map and of a token.
         loss: makes the loss of the selection.
+        denoising: makes the denoising queries, from the channels of a query, those of a category
+            and the amounts of noise.
+        prediction_eps: bounds the logits of the boxes that a layer's predictions start from.
     """
 
-    tree: Callable[[CategoryHierarchy], CategoryTree]
+    tree: Callable[[CategoryHierarchy, ParentWeight], CategoryTree]
+    self_attention: Callable[[int], nn.Module]
     image_tokens: Callable[[int, int], MeanAndCells]
-    loss: Callable[[], AsymmetricLoss]
+    loss: Callable[..., AsymmetricLoss]
+    denoising: Callable[..., Denoising]
+    prediction_eps: float
 
 
-def released_tree(hierarchy: CategoryHierarchy) -> CategoryTree:
-    """The tree of the authors' code; every image gets it, other than there (only the first)."""
+def weighted_tree(hierarchy: CategoryHierarchy, weight: ParentWeight) -> CategoryTree:
+    """The tree of the paper, by default with the weight of Eq. 7."""
+    return CategoryTree(hierarchy, weight=weight)
+
+
+def released_tree(hierarchy: CategoryHierarchy, weight: ParentWeight) -> CategoryTree:
+    """The tree of the authors' code, which has a weight of its own.
+
+    Every image gets it, other than there, where the first of a batch alone does.
+    """
     return ReleasedCategoryTree(hierarchy, weight=DescendantWeight())
 
 
+def released_denoising(embed_dim: int, category_dim: int, **amounts: Any) -> Denoising:
+    """Denoising queries that know a label's position in its image, not its category."""
+    return PositionDenoising(embed_dim, **amounts)
+
+
 PRESETS = {
-    "paper": Preset(CategoryTree, MeanAndCells, AsymmetricLoss),
-    "official": Preset(released_tree, UnmaskedMeanAndCells, ReleasedAsymmetricLoss),
+    "paper": Preset(
+        tree=weighted_tree,
+        self_attention=CategorySelfAttention,
+        image_tokens=MeanAndCells,
+        loss=AsymmetricLoss,
+        denoising=PromptDenoising,
+        prediction_eps=1e-3,
+    ),
+    "official": Preset(
+        tree=released_tree,
+        self_attention=ReleasedSelfAttention,
+        image_tokens=UnmaskedMeanAndCells,
+        loss=ReleasedAsymmetricLoss,
+        denoising=released_denoising,
+        prediction_eps=1e-5,
+    ),
 }
 
 

@@ -209,7 +209,10 @@ class CategorySelection(nn.Module):
         nn.init.zeros_(self.score.bias)
 
     def forward(
-        self, queries: Tensor | PreparedCategories, tokens: ImageTokens
+        self,
+        queries: Tensor | PreparedCategories,
+        tokens: ImageTokens,
+        required: Tensor | None = None,
     ) -> SelectedCategories:
         """Select for each image.
 
@@ -217,6 +220,9 @@ class CategorySelection(nn.Module):
             queries: (C, D), those that all images share, or (B, C, D); or prepared ones, for which
                 there is no gradient and `all_logits` is None.
             tokens: of the images.
+            required: (B, C) bool, categories that come first whatever their scores; None for none.
+                In training only.
+            required: (B, C) bool, categories that come first whatever their scores; None for none.
 
         Raises:
             ValueError: there are fewer categories than are to be selected; or prepared ones are
@@ -230,12 +236,12 @@ class CategorySelection(nn.Module):
         if self.chunk_size is None or queries.shape[1] <= self.chunk_size:
             seen = self.see(queries, context)
             logits = self.logits(seen)
-            indices = self.best(logits)
+            indices = self.best(logits, required)
             chosen = gather_tokens(seen, indices)
         else:
             pieces = queries.split(self.chunk_size, dim=1)
             logits = torch.cat([self._piece_logits(piece, context) for piece in pieces], dim=1)
-            indices = self.best(logits)
+            indices = self.best(logits, required)
             chosen = self.see(_rows(queries, indices), context)
         return SelectedCategories(indices, chosen, logits.gather(1, indices), logits)
 
@@ -354,8 +360,10 @@ class CategorySelection(nn.Module):
         """The scores (B, C) of categories that have seen the images, (B, C, D)."""
         return self.score(seen).squeeze(-1)
 
-    def best(self, logits: Tensor) -> Tensor:
-        """The K highest of scores (B, C), best first: (B, K) int64."""
+    def best(self, logits: Tensor, required: Tensor | None = None) -> Tensor:
+        """The K highest of scores (B, C), best first: (B, K) int64; see `forward`."""
+        if required is not None:
+            logits = logits.masked_fill(required, float("inf"))
         return logits.topk(self.num_selected, dim=1).indices
 
     def _piece_logits(self, piece: Tensor, context: ImageContext) -> Tensor:
