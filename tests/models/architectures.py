@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from vastdet.vocabulary import CategoryHierarchy, CategorySpace
 
 NUM_CLASSES = 3
 
@@ -98,6 +101,32 @@ def set_prediction(cfg: CfgNode, name: str, node: CfgNode) -> None:
 def dino(cfg: CfgNode) -> None:
     set_prediction(cfg, "DINO", cfg.MODEL.DINO)
     cfg.MODEL.DINO.DENOISING.NUM_QUERIES = 10
+
+
+def cq_dino(cfg: CfgNode, correlation: str = "tree", preset: str = "paper") -> None:
+    node = cfg.MODEL.CQ_DINO
+    set_prediction(cfg, "CQDINO", node)
+    node.VOCABULARY = small_tree()
+    node.PRESET = preset
+    node.CATEGORY.EMBEDDINGS, node.CATEGORY.DIM = "random", 48
+    node.CATEGORY.CORRELATION = correlation
+    node.SELECTION.NUM_SELECTED, node.SELECTION.IMAGE_DIM = 2, 32
+    node.SELECTION.FEEDFORWARD_DIM, node.SELECTION.DROPOUT = 64, 0.0
+    node.FUSION.DIM, node.FUSION.DROPOUT = 64, 0.0
+    node.DENOISING.NUM_QUERIES = 10
+
+
+def small_tree() -> str:
+    """The name of a vocabulary in which the first of three categories is above the others."""
+    name = "vastdet_small_tree"
+    if name not in MetadataCatalog.list():
+        hierarchy = CategoryHierarchy.from_ids(
+            [("0", "1"), ("0", "2")], category_nodes=["0", "1", "2"]
+        )
+        MetadataCatalog.get(name).category_space = CategorySpace(
+            names=("a", "b", "c"), dataset_ids=(1, 2, 3), synonyms=((),) * 3, hierarchy=hierarchy
+        )
+    return name
 
 
 def relation_detr(cfg: CfgNode) -> None:
@@ -198,6 +227,22 @@ ARCHITECTURES = [
     Architecture("FCOS-P7", fcos_p7),
     Architecture("RetinaNet", retinanet),
     Architecture("DINO", dino, padding_invariant=True, learning_rate=0.005),
+    *(
+        Architecture(
+            f"CQ-DINO {variant}",
+            partial(cq_dino, **options),
+            # The authors' code lets the selection see padding.
+            padding_invariant=variant != "official",
+            learning_rate=0.005,
+            idle=idle,
+        )
+        for variant, options, idle in (
+            ("tree", {}, ()),
+            ("self-attention", {"correlation": "self_attention"}, ()),
+            ("flat", {"correlation": "none"}, ()),
+            ("official", {"preset": "official"}, ()),
+        )
+    ),
     Architecture("Relation-DETR", relation_detr, padding_invariant=True, learning_rate=0.005),
     *(
         Architecture(

@@ -62,7 +62,9 @@ def build_category_side(
     parts = preset(node.PRESET)
     return CategorySide(
         queries=CategoryQueries(embedding, correlation=build_correlation(node, space)),
-        image_tokens=parts.image_tokens(shapes[node.IN_FEATURES[-1]].channels, selection.IMAGE_DIM),
+        image_tokens=parts.image_tokens(
+            shapes[selection_feature(node)].channels, selection.IMAGE_DIM
+        ),
         selection=CategorySelection(
             category_to_image_layers(
                 selection.NUM_LAYERS,
@@ -77,6 +79,11 @@ def build_category_side(
             chunk_size=selection.CHUNK_SIZE or None,
         ),
     )
+
+
+def selection_feature(node: CfgNode) -> str:
+    """The map of the backbone that the selection looks at."""
+    return node.SELECTION.IN_FEATURE or node.IN_FEATURES[-1]
 
 
 def build_correlation(node: CfgNode, space: CategorySpace) -> nn.Module:

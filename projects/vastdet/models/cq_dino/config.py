@@ -58,7 +58,9 @@ def _add_selection_keys(node: CfgNode) -> None:
     node.SELECTION = CfgNode()
     # Categories that are selected for an image: 100 for V3Det, 30 for COCO.
     node.SELECTION.NUM_SELECTED = 100
-    # Layers in which categories look at the last of IN_FEATURES, and their sizes.
+    # The map of the backbone that categories look at; empty for the last of IN_FEATURES.
+    node.SELECTION.IN_FEATURE = ""
+    # Layers in which they look at it, and their sizes.
     node.SELECTION.NUM_LAYERS = 2
     node.SELECTION.NUM_HEADS = 4
     node.SELECTION.IMAGE_DIM = 512

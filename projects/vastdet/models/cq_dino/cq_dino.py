@@ -42,6 +42,7 @@ from vastdet.detr.tokens import resize_mask
 from vastdet.models.cq_dino.build import (
     build_category_side,
     build_selection_criterion,
+    selection_feature,
     vocabulary,
 )
 from vastdet.models.cq_dino.category_side import (
@@ -120,7 +121,7 @@ class CQDINO(SetDetector):
             "categories": build_category_side(cfg, space, parts["backbone"].output_shape()),
             "prompt_proj": prompt_proj,
             "selection_criterion": build_selection_criterion(node, space),
-            "selection_feature": node.IN_FEATURES[-1],
+            "selection_feature": selection_feature(node),
             "warmup_iters": node.SELECTION.WARMUP_ITERS,
         }
 

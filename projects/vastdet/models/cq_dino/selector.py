@@ -15,6 +15,7 @@ from vastdet.detr.tokens import resize_mask
 from vastdet.models.cq_dino.build import (
     build_category_side,
     build_selection_criterion,
+    selection_feature,
     vocabulary,
 )
 from vastdet.models.cq_dino.category_side import (
@@ -64,7 +65,7 @@ class CQDINOSelector(ImageModel[SelectedCategories]):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "categories": build_category_side(cfg, space, backbone.output_shape()),
             "selection_criterion": build_selection_criterion(node, space),
-            "selection_feature": node.IN_FEATURES[-1],
+            "selection_feature": selection_feature(node),
         }
 
     def predict_padded(
