@@ -43,7 +43,8 @@ def test_ranks_by_hand() -> None:
 
 def test_recall_counts_categories_not_boxes() -> None:
     logits = torch.tensor([[3.0, 2.0, 1.0, 0.0], [0.0, 1.0, 2.0, 3.0]])
-    selected = SelectedCategories(logits.topk(2).indices, torch.zeros(2, 2, 1), logits)
+    best = logits.topk(2)
+    selected = SelectedCategories(best.indices, torch.zeros(2, 2, 1), best.values, logits)
     present = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 1]]).bool()
     assert category_recall(selected, present) == pytest.approx(2 / 3)
     assert category_recall(selected, torch.zeros_like(present)) is None

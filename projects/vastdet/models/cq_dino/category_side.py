@@ -54,11 +54,15 @@ class CategorySide(nn.Module):
         Args:
             features: (B, F, H, W).
             padding_mask: (B, H, W), True at padding.
-            required: (B, C) bool, categories that are selected whatever their scores; or None.
+            required: (B, C) bool, categories that are selected whatever their scores; or None. In
+                training only.
         """
-        queries = self.queries()
         tokens = self.image_tokens(features, padding_mask)
-        return ImageCategories(queries, self.selection(queries, tokens, required))
+        if self.training or torch.is_grad_enabled():
+            queries = self.queries()
+            return ImageCategories(queries, self.selection(queries, tokens, required))
+        prepared = self.selection.prepared(self.queries)
+        return ImageCategories(prepared.queries, self.selection(prepared, tokens))
 
 
 class SelectionCriterion(nn.Module):
@@ -87,6 +91,7 @@ class SelectionCriterion(nn.Module):
     def forward(self, selected: SelectedCategories, present: Tensor) -> dict[str, Tensor]:
         """`loss_selection` of images whose categories are `present` (B, C) bool."""
         excluded = None if self.mask is None else self.mask(present)
+        assert selected.all_logits is not None
         total = self.loss(selected.all_logits, present, excluded)
         return {"loss_selection": self.weight * total / max(1, len(present))}
 
@@ -99,6 +104,7 @@ def category_recall(selected: SelectedCategories, present: Tensor) -> float | No
     num_present = present.sum()
     if not num_present:
         return None
+    assert selected.all_logits is not None
     best = selected.all_logits.topk(selected.indices.shape[1], dim=1).indices
     return float(present.gather(1, best).sum() / num_present)
 

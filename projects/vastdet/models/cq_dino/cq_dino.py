@@ -141,8 +141,9 @@ class CQDINO(SetDetector):
     def select(self, features: Tensor, mask: Tensor, targets: Targets | None) -> ImageCategories:
         """Select by a map (B, F, H, W), with the mask of the padded batch."""
         mask = resize_mask(mask, (features.shape[-2], features.shape[-1]))
-        is_warmup = targets is not None and iteration() < self.warmup_iters
-        required = labels_of_slots(targets, self.num_classes) if is_warmup else None
+        required = None
+        if targets is not None and iteration() < self.warmup_iters:
+            required = labels_of_slots(targets, self.num_classes)
         return self.categories(features, mask, required)
 
     def losses(self, predictions: SetPredictions, targets: Targets) -> dict[str, Tensor]:

@@ -222,7 +222,6 @@ class CategorySelection(nn.Module):
             tokens: of the images.
             required: (B, C) bool, categories that come first whatever their scores; None for none.
                 In training only.
-            required: (B, C) bool, categories that come first whatever their scores; None for none.
 
         Raises:
             ValueError: there are fewer categories than are to be selected; or prepared ones are

@@ -90,7 +90,7 @@ class CQDINOSelector(ImageModel[SelectedCategories]):
         batched_inputs: Sequence[Mapping[str, Any]],
     ) -> list[dict[str, Any]]:
         """See `ImageModel.results`."""
-        nothing = [empty_instances(x, predictions.all_logits) for x in batched_inputs]
+        nothing = [empty_instances(x, predictions.logits) for x in batched_inputs]
         outputs = selection_outputs(predictions)
         return [{"instances": none, **own} for none, own in zip(nothing, outputs, strict=True)]
 
