@@ -127,6 +127,7 @@ def test_classes_and_files_fit_the_data(name: str) -> None:
         "coco_2017_train_panoptic": 133,
         "coco_2017_train": 80,
         "generated_24_train": 24,
+        "generated_kinds_1000_train": 1_000,
         "bccd_train": 3,
         "v3det_train": DATA_BASES["Base-V3Det"],
         "lvis_v1_train": DATA_BASES["Base-LVIS"],
