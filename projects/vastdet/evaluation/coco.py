@@ -25,6 +25,7 @@ from vastdet.evaluation.protocols import (
 )
 from vastdet.evaluation.report import ReportOptions, log_scores, write_report
 from vastdet.evaluation.results_file import write_results
+from vastdet.evaluation.selected import SelectedCategories, selection_scores
 from vastdet.evaluation.spool import DetectionSpool
 
 # Beyond this many categories `AP-name` is left to the files: every key becomes a training scalar.
@@ -42,7 +43,8 @@ class DetectionEvaluator(DatasetEvaluator):
     gathers them on the main process, which writes the results file (`write_results` says which),
     `metrics.json`, `per_category.csv` and pictures into the output folder and returns
     {"bbox": {"AP": ..., ...}} in percent as Detectron2's evaluator does, with an entry for each
-    further protocol (other processes return {}). An image that several processes saw, as padded
+    further protocol, and "selection" where the model selects categories (other processes return
+    {}). An image that several processes saw, as padded
     samplers make them, counts once; an image that none saw counts as having no detections.
     """
 
@@ -65,6 +67,7 @@ class DetectionEvaluator(DatasetEvaluator):
         self._ground_truth: GroundTruth | None = None
         self._protocols: dict[str, list[Protocol]] = {}
         self._spool = DetectionSpool(self.output_folder)
+        self._selected = SelectedCategories()
         self.reset()
 
     @classmethod
@@ -106,6 +109,7 @@ class DetectionEvaluator(DatasetEvaluator):
     def reset(self) -> None:
         """Forget the detections."""
         self._spool.close()
+        self._selected.reset()
         self._seen: set[int] = set()
 
     def process(
@@ -137,11 +141,13 @@ class DetectionEvaluator(DatasetEvaluator):
             part = from_instances(output["instances"], index)
             check_part(part, image_id, self.ground_truth.num_categories)
             self._spool.add(part)
+            self._selected.add(index, output)
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
         """Gather, score, write the files; {} on other processes and without annotations."""
         seen = comm.gather(np.array(sorted(self._seen), dtype=np.int64))
         gathered = self._spool.gather()
+        selected = self._selected.gather()
         if not comm.is_main_process():
             return OrderedDict()
         detections = merge_processes(list(zip(seen, gathered, strict=True)))
@@ -169,9 +175,12 @@ class DetectionEvaluator(DatasetEvaluator):
                 engine=self.engine,
                 options=self.options,
             )
-        return OrderedDict(
+        results = OrderedDict(
             (key, detectron2_keys(result, self.ground_truth)) for key, result in scores.items()
         )
+        if selected is not None:
+            results["selection"] = selection_scores(self.ground_truth, selected)
+        return results
 
     def _protocols_for(self, detections: Detections) -> list[Protocol]:
         """The protocols for boxes, and for masks where every object and detection has one."""
