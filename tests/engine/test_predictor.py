@@ -54,6 +54,22 @@ def test_boxes_lie_in_the_image_as_given(small_cfg: CfgNode, pixels: np.ndarray)
     assert not instances.scores.requires_grad
 
 
+def test_bfloat16_stays_close_to_float32(small_cfg: CfgNode, pixels: np.ndarray) -> None:
+    weights = torch.load(small_cfg.MODEL.WEIGHTS, weights_only=True)
+    weights["model"]["head.cls_score.weight"] *= 1000  # or all scores are the prior
+    torch.save(weights, small_cfg.MODEL.WEIGHTS)
+    plain = Predictor(small_cfg)(pixels)
+    small_cfg.TEST.AMP.ENABLED = True
+    predictor = Predictor(small_cfg)
+    mixed = predictor(pixels)
+    assert predictor.run([]) == []
+    assert mixed.scores.dtype == mixed.pred_boxes.tensor.dtype == torch.float32
+    assert not torch.equal(mixed.scores, plain.scores)
+    gap = (mixed.scores - plain.scores).abs().max()
+    print(f"bf16 beside float32, {plain.scores[0]:.3f} to {plain.scores[-1]:.3f}: {gap:.1e}")
+    assert gap < 1e-2
+
+
 @pytest.mark.parametrize("order", ["BGR", "RGB"])
 def test_a_file_and_its_array_agree(
     small_cfg: CfgNode, pixels: np.ndarray, tmp_path: Path, order: str

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from vastdet.engine.step import TrainStep, amp_dtype
+from vastdet.engine.step import TrainStep
 
 
 class Toy(nn.Module):
@@ -97,24 +97,6 @@ def test_bad_loss_names_iteration_files_and_losses(bad: float) -> None:
     assert "3.jpg" in text
     # The batch before it is innocent.
     assert "0.jpg" not in text
-
-
-def test_amp_dtype(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert amp_dtype(cfg) is None
-    cfg.SOLVER.AMP.ENABLED = True
-    assert amp_dtype(cfg) is torch.bfloat16
-    cfg.SOLVER.AMP.DTYPE = "float16"
-    with pytest.raises(ValueError, match="on CUDA only"):
-        amp_dtype(cfg)
-    cfg.MODEL.DEVICE = "cuda"
-    assert amp_dtype(cfg) is torch.float16
-    cfg.SOLVER.AMP.DTYPE = "auto"
-    for supported, expected in ((True, torch.bfloat16), (False, torch.float16)):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda value=supported: value)
-        assert amp_dtype(cfg) is expected
-    cfg.SOLVER.AMP.DTYPE = "half"
-    with pytest.raises(ValueError, match="'auto'"):
-        amp_dtype(cfg)
 
 
 @pytest.mark.cuda

@@ -53,6 +53,7 @@ def test_trains_and_evaluates(
     architecture: list[str], amp: str, make_cfg: Callable, tmp_path: Path
 ) -> None:
     opts = ["SOLVER.AMP.ENABLED", amp, "DATASETS.TEST", "('toy',)", "TEST.EVAL_PERIOD", "2"]
+    opts += ["TEST.AMP.ENABLED", amp]
     opts += ["MODEL.ACTIVATION_CHECKPOINTING", "True", "SOLVER.OPTIMIZER", "AdamW"]
     trainer = Trainer(make_cfg(*architecture, *opts))
     trainer.resume_or_load(resume=False)

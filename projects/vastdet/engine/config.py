@@ -24,6 +24,10 @@ def add_engine_config(cfg: CfgNode) -> None:
     solver.CLIP_GRADIENTS.SCOPE = "parameter"
     # "bfloat16", "float16" (CUDA only), or "auto": bfloat16 where the device has it, else float16.
     solver.AMP.DTYPE = "auto"
+    # Mixed precision at inference: evaluation, vastdet.engine.predictor, tools/benchmark.py.
+    cfg.TEST.AMP = CfgNode()
+    cfg.TEST.AMP.ENABLED = False
+    cfg.TEST.AMP.DTYPE = "auto"
 
     # Exponential moving average of the weights: what is evaluated and saved as "model".
     solver.EMA = CfgNode()

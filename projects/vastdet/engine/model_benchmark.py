@@ -17,6 +17,7 @@ from vastdet.engine.checkpoint import VastdetCheckpointer
 from vastdet.engine.config_files import load_config, merge_opts, without_pretrained
 from vastdet.engine.model_inputs import random_inputs
 from vastdet.engine.optimizer import build_optimizer
+from vastdet.engine.precision import inference_autocast
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def make_inference(cfg: CfgNode, workload: Workload) -> Callable[[], object]:
 
     @torch.inference_mode()
     def detect() -> object:
-        return model(inputs)
+        with inference_autocast(cfg):
+            return model(inputs)
 
     return detect
 

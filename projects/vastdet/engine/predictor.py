@@ -24,6 +24,7 @@ from vastdet.data.image_io import read_image
 from vastdet.engine.checkpoint import VastdetCheckpointer
 from vastdet.engine.config_files import choose_device, with_all_weights
 from vastdet.engine.dataset_checks import model_class_count
+from vastdet.engine.precision import inference_autocast
 
 ImageLike = str | PathLike | np.ndarray
 
@@ -113,8 +114,16 @@ class Predictor:
 
     @torch.inference_mode()
     def run(self, inputs: list[dict[str, Any]]) -> list[Instances]:
-        """Run the model on prepared inputs."""
-        return [output["instances"].to("cpu") for output in self.model(inputs)] if inputs else []
+        """Run the model on prepared inputs, as `cfg.TEST.AMP` says."""
+        if not inputs:
+            return []
+        with inference_autocast(self.cfg):
+            outputs = self.model(inputs)
+        found = [output["instances"].to("cpu") for output in outputs]
+        for instances in found:
+            # Detectron2's detectors leave them in the type of autocast, which NumPy does not know.
+            instances.scores = instances.scores.float()
+        return found
 
     def _check_shape(self, height: int, width: int) -> None:
         short, long = sorted((height, width))

@@ -8,32 +8,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 Batch = list[dict[str, Any]]
-
-
-def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
-    """The data type of mixed precision for `cfg.MODEL.DEVICE`, or None when AMP is off.
-
-    Raises ValueError for an unknown type, and for float16 on a CPU, which has no fast float16.
-    """
-    amp = cfg.SOLVER.AMP
-    if not amp.ENABLED:
-        return None
-    on_cuda = torch.device(cfg.MODEL.DEVICE).type == "cuda"
-    name = amp.DTYPE
-    if name == "auto":
-        name = "bfloat16" if not on_cuda or torch.cuda.is_bf16_supported() else "float16"
-    if name not in ("bfloat16", "float16") or (name == "float16" and not on_cuda):
-        raise ValueError(
-            f"SOLVER.AMP.DTYPE is {amp.DTYPE!r} on {cfg.MODEL.DEVICE}; expected 'auto', "
-            "'bfloat16', or, on CUDA only, 'float16'."
-        )
-    return getattr(torch, name)
 
 
 class TrainStep(SimpleTrainer):

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import weakref
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,9 @@ from vastdet.engine.hooks import (
     PreciseBN,
 )
 from vastdet.engine.optimizer import build_optimizer
+from vastdet.engine.precision import amp_dtype, inference_autocast
 from vastdet.engine.process_state import ProcessState
-from vastdet.engine.step import TrainStep, amp_dtype
+from vastdet.engine.step import TrainStep
 
 logger = logging.getLogger(__name__)
 
@@ -181,6 +183,17 @@ class Trainer(DefaultTrainer):
         super().load_state_dict(state_dict)
         self.seed = state_dict.get("seed", self.seed)
         self.process_states = state_dict.get("processes", [])
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
+    ) -> dict[str, Any]:
+        """Detectron2's evaluation, in mixed precision where `cfg.TEST.AMP` asks for it."""
+        with inference_autocast(cfg):
+            return super().test(cfg, model, evaluators)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
