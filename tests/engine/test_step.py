@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage
 from torch import nn
 
