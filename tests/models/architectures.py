@@ -40,6 +40,16 @@ def fcos_p7(cfg: CfgNode) -> None:
     cfg.MODEL.FCOS.CENTERNESS_ON_REG = True
 
 
+def atss(cfg: CfgNode) -> None:
+    timm_pyramid(cfg, "build_timm_fpn_backbone", ["res3", "res4", "res5"])
+    cfg.MODEL.META_ARCHITECTURE = "ATSS"
+    cfg.MODEL.ATSS.NUM_CLASSES = NUM_CLASSES
+    cfg.MODEL.ATSS.IN_FEATURES = ["p3", "p4", "p5"]
+    cfg.MODEL.ATSS.ANCHOR_SCALE = 4.0
+    cfg.MODEL.ATSS.NUM_CONVS = 1
+    cfg.MODEL.ATSS.SCORE_THRESH_TEST = 0.0
+
+
 def retinanet(cfg: CfgNode) -> None:
     timm_pyramid(cfg, "build_timm_retinanet_fpn_backbone", ["res3", "res4", "res5"])
     cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
@@ -225,6 +235,7 @@ EMPTY_CONTENTS = tuple(
 ARCHITECTURES = [
     Architecture("FCOS", fcos),
     Architecture("FCOS-P7", fcos_p7),
+    Architecture("ATSS", atss),
     Architecture("RetinaNet", retinanet),
     Architecture("DINO", dino, padding_invariant=True, learning_rate=0.005),
     *(

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Boxes as distances (left, top, right, bottom) from a point inside them.
 
-All functions take non-negative distances of shape (..., 4) in any one unit (pixels or strides);
-predicted and ground-truth distances are measured from the same point.
+All functions take distances of shape (..., 4) in any one unit (pixels or strides). Predicted and
+ground-truth distances are measured from the same point, which lies inside the ground truth; predicted
+ones are negative where the point lies outside the box, and neither box is turned inside out.
 """
 
 import torch
@@ -25,7 +26,9 @@ def centerness(distances: Tensor) -> Tensor:
 
 def _overlap(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Areas of intersection and union."""
-    intersection = _area(torch.minimum(pred, target))
+    left, top, right, bottom = torch.minimum(pred, target).unbind(-1)
+    # Without overlap a side is negative: only a prediction that leaves the point out can do that.
+    intersection = (left + right).clamp(min=0) * (top + bottom).clamp(min=0)
     return intersection, _area(pred) + _area(target) - intersection
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from detectron2.config import CfgNode
 
+from vastdet.models.atss import add_atss_config
 from vastdet.models.conditional_detr import add_conditional_detr_config
 from vastdet.models.cq_dino import add_cq_dino_config
 from vastdet.models.dab_deformable_detr import add_dab_deformable_detr_config
@@ -24,6 +25,7 @@ from vastdet.models.rt_detr import add_rt_detr_config
 # One entry an architecture: the function of its config.py that adds its node.
 ARCHITECTURE_CONFIGS: tuple[Callable[[CfgNode], None], ...] = (
     add_fcos_config,
+    add_atss_config,
     add_dino_config,
     add_relation_detr_config,
     add_deta_config,

@@ -3,33 +3,24 @@
 
 from detectron2.config import CfgNode
 
+from vastdet.one_stage.config_keys import add_centerness_keys
+
 
 def add_fcos_config(cfg: CfgNode) -> None:
     """Add `MODEL.FCOS`; the defaults are the method as first published (Tian et al., ICCV 2019)."""
     node = cfg.MODEL.FCOS = CfgNode()
-    node.NUM_CLASSES = 80
-    # Pyramid levels in use, high resolution first.
-    node.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    add_centerness_keys(node)
     # Level i takes boxes whose farthest side lies in (SIZES[i-1], SIZES[i]] pixels of the location;
     # the first starts at 0, the last ends at infinity. One entry fewer than IN_FEATURES.
     node.SIZES_OF_INTEREST = [64, 128, 256, 512]
-    # Where a location stands in its cell, in strides: 0.5 is the middle, 0 the top left corner.
-    node.POINT_OFFSET = 0.5
     # 0: every location inside a box is positive. r > 0: those within r strides of its centre.
     node.CENTER_SAMPLING_RADIUS = 0.0
 
-    # Convolutions in each tower, their norm ("" for none; "GN" needs a multiple of 32 channels).
-    node.NUM_CONVS = 4
-    node.NORM = "GN"
-    # Class probability that the classifier starts from.
-    node.PRIOR_PROB = 0.01
     # Distances are activation(scale_i * x) strides: "exp" or "relu".
     node.DISTANCE_ACTIVATION = "exp"
     # Whether centre-ness is read from the regression tower rather than the classification tower.
     node.CENTERNESS_ON_REG = False
 
-    node.FOCAL_LOSS_ALPHA = 0.25
-    node.FOCAL_LOSS_GAMMA = 2.0
     # "iou": -log(IoU); "linear_iou": 1 - IoU; "giou": 1 - GIoU.
     node.LOC_LOSS_TYPE = "iou"
     # Weight of a positive location and divisor of the sum. "centerness": centre-ness over the
@@ -40,7 +31,3 @@ def add_fcos_config(cfg: CfgNode) -> None:
     # "product": class x centre-ness, the threshold bears on the class probability alone;
     # "sqrt": the square root of the product, the threshold bears on that.
     node.SCORE_TYPE = "product"
-    node.SCORE_THRESH_TEST = 0.05
-    # Candidates kept on each level before NMS.
-    node.TOPK_CANDIDATES_TEST = 1000
-    node.NMS_THRESH_TEST = 0.6

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three losses of FCOS (sections 3.1 and 3.3; textbook form in the README).
+"""The three losses of FCOS (sections 3.1 and 3.3; textbook form in its README) and of ATSS.
 
 B images, R locations of all levels, K classes, P positive locations.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 from vastdet.layers.distances import centerness, giou_from_distances, iou_from_distances
 from vastdet.layers.distributed import mean_over_ranks
 from vastdet.layers.observed_logits import observed
-from vastdet.models.fcos.targets import LocationTargets
+from vastdet.one_stage.targets import LocationTargets
 
 
 def iou_loss(pred: Tensor, target: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ LOC_LOSSES = {"iou": iou_loss, "linear_iou": linear_iou_loss, "giou": giou_loss}
 LOC_LOSS_WEIGHTINGS = ("centerness", "centerness_mean", "none")
 
 
-class FCOSCriterion:
+class CenternessCriterion:
     """Focal loss on all locations; IoU loss and centre-ness cross-entropy on positives."""
 
     def __init__(
@@ -45,13 +45,24 @@ class FCOSCriterion:
         focal_loss_gamma: float = 2.0,
         loc_loss_type: str = "iou",
         loc_loss_weighting: str = "centerness",
+        loc_loss_weight: float = 1.0,
     ) -> None:
-        """Choose the losses; `loc_loss_*` are keys of the tables above (README, "Config keys")."""
+        """Choose the losses.
+
+        Args:
+            num_classes: K.
+            focal_loss_alpha: share of positives in the focal loss, in [0, 1].
+            focal_loss_gamma: its exponent.
+            loc_loss_type: a key of `LOC_LOSSES`.
+            loc_loss_weighting: one of `LOC_LOSS_WEIGHTINGS` (FCOS's README, "Config keys").
+            loc_loss_weight: factor of `loss_box_reg`.
+        """
         self.num_classes = num_classes
         self.alpha = focal_loss_alpha
         self.gamma = focal_loss_gamma
         self.loc_loss = LOC_LOSSES[loc_loss_type]
         self.loc_loss_weighting = loc_loss_weighting
+        self.loc_loss_weight = loc_loss_weight
 
     def __call__(
         self, logits: Tensor, distances: Tensor, centerness_logits: Tensor, targets: LocationTargets
@@ -60,7 +71,8 @@ class FCOSCriterion:
 
         Args:
             logits: class logits (B, R, K).
-            distances: predicted distances (B, R, 4), non-negative, in strides.
+            distances: predicted distances (B, R, 4), in the units of `targets`; negative where a
+                box leaves its location out.
             centerness_logits: (B, R).
             targets: what the assigner made.
 
@@ -92,7 +104,8 @@ class FCOSCriterion:
         )
         return {
             "loss_cls": loss_cls / num_positives,
-            "loss_box_reg": loss_box_reg.sum()
+            "loss_box_reg": self.loc_loss_weight
+            * loss_box_reg.sum()
             / (sum_centerness if by_centerness else num_positives),
             "loss_centerness": loss_centerness / num_positives,
         }
