@@ -67,6 +67,23 @@ def test_overlaps_equal_torchvisions() -> None:
     )
 
 
+def test_predictions_that_leave_the_point_out_overlap_as_torchvision_says() -> None:
+    target = random_distances(400, 0)
+    # Centres up to 24 aside, so that some boxes hold the point, some overlap and some do neither.
+    shift = 48 * torch.rand(400, 2, generator=torch.Generator().manual_seed(2)) - 24
+    pred = random_distances(400, 1) + torch.cat([-shift, shift], dim=1)
+    boxes, gt_boxes = to_boxes(pred), to_boxes(target)
+    iou, giou = iou_from_distances(pred, target), giou_from_distances(pred, target)
+    outside = pred.amin(dim=1) < 0
+    assert 50 < outside.sum() < 400
+    assert 50 < (iou[outside] < 1e-6).sum() < outside.sum()
+    # Largest difference 7e-7.
+    torch.testing.assert_close(iou, box_iou(boxes, gt_boxes).diagonal(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        giou, generalized_box_iou(boxes, gt_boxes).diagonal(), atol=1e-5, rtol=0
+    )
+
+
 def test_a_perfect_prediction_overlaps_fully() -> None:
     distances = random_distances(5, 0)
     torch.testing.assert_close(iou_from_distances(distances, distances), torch.ones(5))

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-import math
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
 from detectron2.structures import ImageList
@@ -13,8 +11,8 @@ from torch import Tensor
 from torchvision.models import detection
 from torchvision.models.detection._utils import BoxLinearCoder
 
-from vastdet.models.fcos.fcos import FCOS, product_score, sqrt_score
-from vastdet.models.fcos.head import MAX_DISTANCE, FCOSHead, exp_distance
+from vastdet.models.fcos.distances import MAX_DISTANCE, exp_distance
+from vastdet.models.fcos.fcos import FCOS
 
 K = 3
 
@@ -53,52 +51,6 @@ def test_a_wrong_config_says_what_is_expected(
     fcos_cfg.MODEL.FCOS[key] = value
     with pytest.raises(ValueError, match=message):
         build_model(fcos_cfg)
-
-
-def test_product_score_filters_by_class_probability() -> None:
-    logits = torch.tensor([[2.0, -2.0], [0.0, -4.0]])
-    centerness = torch.tensor([[0.0], [-3.0]])
-    scores = product_score(logits, centerness, 0.3)
-    sigmoid = [1 / (1 + math.exp(-x)) for x in (2.0, 0.0, -3.0)]
-    expected = [[sigmoid[0] * 0.5, 0], [sigmoid[1] * sigmoid[2], 0]]
-    torch.testing.assert_close(scores, torch.tensor(expected))
-
-
-def test_sqrt_score_filters_by_the_score_itself() -> None:
-    logits = torch.tensor([[2.0, -2.0], [0.0, -4.0]])
-    centerness = torch.tensor([[0.0], [-3.0]])
-    scores = sqrt_score(logits, centerness, 0.3)
-    first = math.sqrt(0.5 / (1 + math.exp(-2)))
-    torch.testing.assert_close(scores, torch.tensor([[first, 0], [0, 0]]))
-
-
-def test_the_classifier_starts_at_the_prior() -> None:
-    head = FCOSHead(
-        input_shape=[ShapeSpec(channels=32)] * 2, num_classes=K, num_convs=1, prior_prob=0.05
-    )
-    logits, distances, _ = head([torch.zeros(1, 32, 4, 4)] * 2)
-    torch.testing.assert_close(logits[0].sigmoid(), torch.full((1, K, 4, 4), 0.05))
-    assert (distances[1] == 1).all(), "one stride to each side"
-
-
-def test_levels_share_the_towers_but_not_the_scale() -> None:
-    head = FCOSHead(input_shape=[ShapeSpec(channels=32)] * 2, num_classes=K, num_convs=1)
-    head.scales.data = torch.tensor([1.0, 2.0])
-    feature = torch.randn(1, 32, 4, 4)
-    logits, distances, centerness = head([feature, feature])
-    torch.testing.assert_close(logits[0], logits[1])
-    torch.testing.assert_close(centerness[0], centerness[1])
-    torch.testing.assert_close(distances[0] ** 2, distances[1])
-
-
-@pytest.mark.parametrize("on_reg", [False, True])
-def test_centerness_reads_the_tower_that_the_config_names(on_reg: bool) -> None:
-    head = FCOSHead(
-        input_shape=[ShapeSpec(channels=32)], num_classes=K, num_convs=1, centerness_on_reg=on_reg
-    )
-    head([torch.randn(1, 32, 4, 4)])[2][0].sum().backward()
-    assert (head.bbox_subnet[0].weight.grad is not None) == on_reg
-    assert (head.cls_subnet[0].weight.grad is not None) != on_reg
 
 
 def test_exp_distance_cannot_overflow() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.models import detection
 
 from vastdet.models.fcos.targets import FCOSTargetAssigner
+from vastdet.one_stage.targets import SIDE_DISTANCES
 
 STRIDES = [8, 16, 32]
 SIZE = 128
@@ -118,7 +119,7 @@ def test_decoding_the_targets_gives_the_boxes_back() -> None:
     anchors = make_anchors()
     targets = assigner.assign(anchors, [instances])
     positive = targets.gt_classes[0] < NUM_CLASSES
-    boxes = assigner.transform.apply_deltas(
+    boxes = SIDE_DISTANCES.apply_deltas(
         targets.gt_distances[0][positive], Boxes.cat(anchors).tensor[positive]
     )
     gap = torch.cdist(boxes, instances.gt_boxes.tensor, p=float("inf")).amin(dim=1)

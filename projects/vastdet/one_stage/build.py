@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the configs of one-stage detectors with centre-ness have in common, as arguments and parts.
 
-`cfg` is the whole config and `name` the detector's node in `MODEL`; `one_stage.config_keys` adds the
-keys that are read.
+`cfg` is the whole config and `name` the detector's node in `MODEL`; `one_stage.config_keys` adds
+the keys that are read.
 """
 
 from collections.abc import Callable

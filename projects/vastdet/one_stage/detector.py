@@ -85,7 +85,7 @@ class CenternessDetector(DenseDetector):
         self.max_detections_per_image = max_detections_per_image
 
     def side_distances(self, box_numbers: Tensor, anchors: Tensor) -> Tensor:
-        """Distances from the locations to the sides of the predicted boxes, in sides of the anchors.
+        """Distances from the locations to the sides of the predicted boxes, in anchors' sides.
 
         Args:
             box_numbers: the head's output (B, R, 4).

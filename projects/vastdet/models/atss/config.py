@@ -14,7 +14,7 @@ def add_atss_config(cfg: CfgNode) -> None:
     """
     node = cfg.MODEL.ATSS = CfgNode()
     add_centerness_keys(node)
-    # Side of the one square anchor about a location, in strides (section 4.2, 8S).
+    # Side of the one square anchor about a location, in strides (8S in the paper).
     node.ANCHOR_SCALE = 8.0
     # Candidates for a box on each level, nearest centres first: k of algorithm 1.
     node.TOPK = 9

@@ -32,11 +32,11 @@ class ATSSTargetAssigner(LocationAssigner):
     def match(self, anchors: list[Boxes], instances: Instances) -> Tensor:
         """The box of each anchor of one image, (R,) in [0, M], M for background.
 
-        Candidates of a box are the `topk` anchors of each level whose centres are nearest to its own.
-        Positive are those whose IoU with it reaches the mean plus the standard deviation (n - 1) of
-        the candidates' and whose centres lie inside it; of several boxes an anchor takes the one
-        that it overlaps most. Anchors whose centres lie in the padding are no candidates, so that
-        an image's targets do not depend on the batch.
+        Candidates of a box are the `topk` anchors of each level whose centres are nearest to its
+        own. Positive are those whose IoU with it reaches the mean plus the standard deviation
+        (n - 1) of the candidates' and whose centres lie inside it; of several boxes an anchor takes
+        the one that it overlaps most. Anchors whose centres lie in the padding are no candidates,
+        so that an image's targets do not depend on the batch.
 
         Args:
             anchors: per level, XYXY input pixels.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The losses of FCOS against the chapter's sums and against torchvision's head."""
+"""The losses of FCOS and ATSS against sums by loops and against torchvision's head."""
 
 import math
 
@@ -9,9 +9,9 @@ from torch import Tensor
 from torchvision.models.detection.fcos import FCOSHead as TorchvisionHead
 
 from vastdet.layers.distances import centerness
-from vastdet.models.fcos import losses as losses_module
-from vastdet.models.fcos.losses import FCOSCriterion
-from vastdet.models.fcos.targets import LocationTargets
+from vastdet.one_stage import criterion as criterion_module
+from vastdet.one_stage.criterion import CenternessCriterion
+from vastdet.one_stage.targets import LocationTargets
 
 B, R, K = 2, 40, 3
 
@@ -69,14 +69,14 @@ def chapter_losses(
 
 
 def test_the_default_is_the_formula_of_the_chapter(predictions, targets) -> None:
-    ours = FCOSCriterion(num_classes=K)(*predictions, targets)
+    ours = CenternessCriterion(num_classes=K)(*predictions, targets)
     expected = chapter_losses(predictions, targets)
     assert {k: v.item() for k, v in ours.items()} == pytest.approx(expected, rel=1e-4)
 
 
 def test_giou_without_weights_equals_torchvision(predictions, targets) -> None:
     logits, distances, centerness_logits = predictions
-    criterion = FCOSCriterion(num_classes=K, loc_loss_type="giou", loc_loss_weighting="none")
+    criterion = CenternessCriterion(num_classes=K, loc_loss_type="giou", loc_loss_weighting="none")
     ours = criterion(*predictions, targets)
     anchors = torch.tensor([96.0, 96.0, 104.0, 104.0]).repeat(R, 1)
     signs = torch.tensor([-1.0, -1.0, 1.0, 1.0])
@@ -100,21 +100,29 @@ def test_giou_without_weights_equals_torchvision(predictions, targets) -> None:
 
 
 def test_centerness_mean_divides_by_the_sum_of_weights(predictions, targets) -> None:
-    plain = FCOSCriterion(num_classes=K)(*predictions, targets)["loss_box_reg"]
-    criterion = FCOSCriterion(num_classes=K, loc_loss_weighting="centerness_mean")
+    plain = CenternessCriterion(num_classes=K)(*predictions, targets)["loss_box_reg"]
+    criterion = CenternessCriterion(num_classes=K, loc_loss_weighting="centerness_mean")
     weights = centerness(targets.gt_distances[targets.gt_classes < K])
     torch.testing.assert_close(
         criterion(*predictions, targets)["loss_box_reg"], plain / weights.mean()
     )
 
 
-@pytest.mark.parametrize("loc_loss_type", losses_module.LOC_LOSSES)
-@pytest.mark.parametrize("weighting", losses_module.LOC_LOSS_WEIGHTINGS)
+def test_the_weight_of_the_box_loss_is_a_factor(predictions, targets) -> None:
+    plain = CenternessCriterion(num_classes=K)(*predictions, targets)
+    doubled = CenternessCriterion(num_classes=K, loc_loss_weight=2.0)(*predictions, targets)
+    torch.testing.assert_close(doubled["loss_box_reg"], 2 * plain["loss_box_reg"])
+    assert doubled["loss_cls"] == plain["loss_cls"]
+    assert doubled["loss_centerness"] == plain["loss_centerness"]
+
+
+@pytest.mark.parametrize("loc_loss_type", criterion_module.LOC_LOSSES)
+@pytest.mark.parametrize("weighting", criterion_module.LOC_LOSS_WEIGHTINGS)
 def test_no_positive_gives_finite_losses_with_a_graph(
     predictions, targets, loc_loss_type: str, weighting: str
 ) -> None:
     predictions = [p.requires_grad_() for p in predictions]
-    criterion = FCOSCriterion(
+    criterion = CenternessCriterion(
         num_classes=K, loc_loss_type=loc_loss_type, loc_loss_weighting=weighting
     )
     background = targets._replace(gt_classes=torch.full((B, R), K))
@@ -125,22 +133,22 @@ def test_no_positive_gives_finite_losses_with_a_graph(
     assert all(p.grad.isfinite().all() for p in predictions)
 
 
-@pytest.mark.parametrize("weighting", losses_module.LOC_LOSS_WEIGHTINGS)
+@pytest.mark.parametrize("weighting", criterion_module.LOC_LOSS_WEIGHTINGS)
 def test_processes_average_to_one_large_batch(
     predictions, targets, weighting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    criterion = FCOSCriterion(num_classes=K, loc_loss_weighting=weighting)
+    criterion = CenternessCriterion(num_classes=K, loc_loss_weighting=weighting)
     whole = criterion(*predictions, targets)
     shards = [
         ([p[b : b + 1] for p in predictions], [t[b : b + 1] for t in targets]) for b in (0, 1)
     ]
     totals = []
-    monkeypatch.setattr(losses_module, "mean_over_ranks", lambda v: totals.append(v) or v)
+    monkeypatch.setattr(criterion_module, "mean_over_ranks", lambda v: totals.append(v) or v)
     for shard, shard_targets in shards:
         criterion(*shard, LocationTargets(*shard_targets))
     mean = (totals[0] + totals[1]) / 2
     assert totals[0][0] != totals[1][0], "the shards must differ"
-    monkeypatch.setattr(losses_module, "mean_over_ranks", lambda v: mean)
+    monkeypatch.setattr(criterion_module, "mean_over_ranks", lambda v: mean)
     parts = [criterion(*shard, LocationTargets(*t)) for shard, t in shards]
     for name, value in whole.items():
         torch.testing.assert_close((parts[0][name] + parts[1][name]) / 2, value)
