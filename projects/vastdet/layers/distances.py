@@ -2,8 +2,8 @@
 """Boxes as distances (left, top, right, bottom) from a point inside them.
 
 All functions take distances of shape (..., 4) in any one unit (pixels or strides). Predicted and
-ground-truth distances are measured from the same point, which lies inside the ground truth. Predicted
-ones may be negative, where the point lies outside the box; no box is turned inside out.
+ground-truth distances are measured from the same point, which lies inside the ground truth;
+predicted ones are negative where it lies outside their box. No box is turned inside out.
 """
 
 import torch
