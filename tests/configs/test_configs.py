@@ -163,6 +163,15 @@ def test_recipes_of_vast_data(name: str) -> None:
         assert evaluator == kind
 
 
+@pytest.mark.parametrize("name", [n for n in MODELS if "_24ep_v3det" in n])
+def test_baselines_of_v3det(name: str) -> None:
+    cfg = get_config(name)
+    # An epoch with repeat factors: 11,460 iterations of 16 images.
+    assert cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH == 24 * 183_360
+    assert cfg.INPUT.FORMAT == "RGB"
+    assert min(cfg.MODEL.PIXEL_STD) > 50, "weights of RGB images are of standardised ones"
+
+
 def leaves(node: CfgNode, prefix: str = "") -> dict[str, Any]:
     """KEY.SUBKEY -> value."""
     flat = {}
