@@ -28,6 +28,8 @@ MODELS = [name for name in NAMES if not name.rsplit("/", 1)[-1].startswith("Base
 HEADER_PARTS = ("Command:", "Hardware:", "Paper:", "Ours:")
 # Bases of data alone, for any detector.
 DATA_BASES = {"Base-V3Det": 13_204, "Base-LVIS": 1_203}
+# Bases of a backbone alone, for any detector.
+BACKBONE_BASES = ("Base-Swin-T", "Base-Swin-B", "Base-Swin-B-22k", "Base-Swin-L")
 ITERATIONS = {"1x": 90_000, "2x": 180_000, "3x": 270_000}
 # Our name -> Detectron2's config of the same model.
 TWINS = {
@@ -114,7 +116,8 @@ def test_schedule_is_consistent(name: str) -> None:
     if schedule in ITERATIONS:
         assert ITERATIONS[schedule] == solver.MAX_ITER
         assert solver.IMS_PER_BATCH == 16
-    if solver.OPTIMIZER == "SGD" and not name.startswith("quick/") and name not in DATA_BASES:
+    is_partial = name.startswith("quick/") or name in (*DATA_BASES, *BACKBONE_BASES)
+    if solver.OPTIMIZER == "SGD" and not is_partial:
         # One-stage detectors use half the rate of two-stage ones (RetinaNet, section 4.1).
         two_stage = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
         assert (0.02 if two_stage else 0.01) == solver.BASE_LR

@@ -9,7 +9,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.modeling import build_backbone, build_model
 from torch import Tensor
@@ -85,7 +85,8 @@ def convert_to_ours(
         path: .safetensors, or .pth that is read with `weights_only`; see `source_weights`.
         output: .safetensors or .pth, replaced whole.
         converter: of the network, see `registry.find_converter`.
-        overrides: KEY VALUE ... for a network that differs from the converter's config.
+        overrides: KEY VALUE ... for a network that differs from the converter's config; of a bare
+            backbone, for the one that shall have the weights, such as one of another window.
         batch_norm_eps: the epsilon of the model the weights were trained in.
         category_ids: class rows to keep, see `Converter.select_categories`; None for all.
         averaged: take the moving average of the weights; see `source_weights`.
@@ -107,10 +108,31 @@ def convert_to_ours(
         if batch_norm_eps != DETECTRON2_EPS
         else weights
     )
-    # A backbone goes into models that keep it under different names: let the checkpointer match.
-    whole = {} if converter.config else {"matching_heuristics": True}
-    _write(output, ours, {"__author__": converter.name, **whole})
+    extra: dict[str, object] = {"__author__": converter.name}
+    written = ours
+    if not converter.config:
+        ours = _fitted(converter, ours, overrides)
+        # What was not in their file starts anew. Short names would match other parts of a detector.
+        written = {name: t for name, t in ours.items() if name not in converter.constants}
+        # It goes into models that keep it under different names: let the checkpointer match.
+        extra["matching_heuristics"] = True
+    _write(output, written, extra)
     return Conversion(converter, ours, theirs, cfg, needed)
+
+
+def _fitted(converter: Converter, ours: StateDict, overrides: Sequence[str]) -> StateDict:
+    """The tensors of a bare backbone in the shapes that KEY VALUE overrides ask for."""
+    if not overrides:
+        return ours
+    model = expected_tensors(converter, None, overrides)
+    fitted = ours if converter.fit is None else converter.fit(ours, model)
+    wrong = [n for n, t in fitted.items() if n not in model or t.shape != model[n].shape]
+    if wrong or len(model) != len(fitted):
+        raise ValueError(
+            f"the overrides {list(overrides)} ask for another network than {converter.name}: "
+            f"{wrong[:3] or 'it has more tensors'}; leave them out"
+        )
+    return fitted
 
 
 def convert_to_theirs(
@@ -199,19 +221,21 @@ def model_config(
     return cfg, (*overrides, key, str(num_classes))
 
 
-def expected_tensors(converter: Converter, cfg: CfgNode | None) -> StateDict:
-    """The state dict of the model of a config, without values; of the ResNet where it is None."""
-    cfg = get_cfg() if cfg is None else cfg.clone()
+def expected_tensors(
+    converter: Converter, cfg: CfgNode | None, overrides: Sequence[str] = ()
+) -> StateDict:
+    """The state dict, without values, of the model of a config or, where it is None, the backbone.
+
+    `overrides` are KEY VALUE ... of the backbone.
+    """
+    cfg = load_config(None, [*converter.backbone, *overrides]) if cfg is None else cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
         if converter.config:
             without_pretrained(cfg)
             return build_model(cfg).state_dict()
-        cfg.MODEL.RESNETS.DEPTH = int(converter.name.removeprefix("resnet"))
-        cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
-        if cfg.MODEL.RESNETS.DEPTH < 50:
-            cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+        cfg.MODEL.BACKBONE.FREEZE_AT = 0
         return build_backbone(cfg).state_dict()
 
 

@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
@@ -146,6 +146,10 @@ class Converter:
         pairs: every tensor of the model.
         constants: tensors that only the Detectron2 model has, with the value they are fixed at.
         ignored: endings of names that carry nothing a detector needs.
+        unused: whole names of the other code base that carry nothing a detector needs.
+        backbone: KEY VALUE ... by which a bare backbone is built, where `config` is "".
+        fit: gives tensors of ours the shapes of a model that overrides have changed; None where no
+            override is possible. Of bare backbones.
         twin: builds the other code base's network from our config, its own weights and the epsilon
             of its batch norms; raises ImportError where that code base is not installed. None
             where it is no package.
@@ -156,6 +160,9 @@ class Converter:
     pairs: tuple[Pair, ...]
     constants: Mapping[str, Tensor] = field(default_factory=dict)
     ignored: tuple[str, ...] = ("num_batches_tracked",)
+    unused: tuple[str, ...] = ()
+    backbone: tuple[Any, ...] = ()
+    fit: Callable[[StateDict, Mapping[str, Tensor]], StateDict] | None = None
     twin: Callable[[CfgNode, StateDict, float], Network] | None = None
 
     @cached_property
@@ -168,7 +175,11 @@ class Converter:
         Raises:
             ValueError: a tensor is given under two names, or differs from its copy.
         """
-        found = {n: t for n, t in state_dict.items() if not n.endswith(self.ignored)}
+        found = {
+            n: t
+            for n, t in state_dict.items()
+            if not n.endswith(self.ignored) and n not in self.unused
+        }
         for pair in self.pairs:
             for alias in pair.aliases:
                 if alias in found:

@@ -29,6 +29,7 @@ from vastdet.model_zoo import (
     hybrid_models,
     mmdet_models,
     rt_detr_models,
+    swin_models,
     torchvision_models,
 )
 from vastdet.model_zoo.key_map import Converter
@@ -60,6 +61,7 @@ CONVERTERS: dict[str, Callable[[], Converter]] = {
     "relation_detr_R_50": relation_detr_converter,
     "retinanet_resnet50_fpn": torchvision_models.retinanet,
     "fcos_resnet50_fpn": torchvision_models.fcos,
+    **swin_models.CONVERTERS,
 }
 for _depth in torchvision_models.RESNETS:
     CONVERTERS[f"resnet{_depth}"] = partial(torchvision_models.resnet, _depth)

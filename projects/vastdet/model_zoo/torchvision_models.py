@@ -181,7 +181,12 @@ def resnet(depth: int) -> Converter:
     """`resnet<depth>`: a classifier's trunk, under the names of a Detectron2 ResNet."""
     pairs = tuple(resnet_pairs(depth))
     ignored = ("num_batches_tracked", "fc.weight", "fc.bias")
-    return Converter(f"resnet{depth}", "", pairs, ignored=ignored)
+    width = 64 if depth < 50 else 256
+    backbone = (
+        *("MODEL.RESNETS.DEPTH", depth, "MODEL.RESNETS.OUT_FEATURES", ["res5"]),
+        *("MODEL.RESNETS.RES2_OUT_CHANNELS", width),
+    )
+    return Converter(f"resnet{depth}", "", pairs, ignored=ignored, backbone=backbone)
 
 
 def torchvision_converters() -> dict[str, Converter]:
