@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.solver import build_lr_scheduler
 from torch import nn
 
+from vastdet.backbones.swin import SwinBackbone, SwinSize
 from vastdet.engine.optimizer import build_optimizer
 
 
@@ -63,6 +64,39 @@ def test_groups(solver_cfg: CfgNode, kind: str) -> None:
         assert found[name] == pytest.approx(values), name
 
 
+def test_weight_decay_by_name(solver_cfg: CfgNode) -> None:
+    solver_cfg.SOLVER.WEIGHT_DECAY_NORM = 0.02
+    solver_cfg.SOLVER.WEIGHT_DECAY_MULTIPLIERS = [["^backbone", 10.0], [r"\.0\.weight$", 0.0]]
+    solver_cfg.SOLVER.BACKBONE_MULTIPLIER = 0.5
+    model = Toy()
+    optimizer = build_optimizer(solver_cfg, model)
+    assert len(optimizer.param_groups) == 4
+    expected = {
+        "backbone.0.weight": (0.05, 0.0),
+        "backbone.0.bias": (0.05, 0.1),
+        "backbone.1.weight": (0.05, 0.2),
+        "backbone.1.bias": (0.05, 0.2),
+        "head.weight": (0.1, 0.01),
+        "head.bias": (0.1, 0.01),
+    }
+    found = hyperparameters(optimizer, model)
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(values), name
+
+
+def test_decay_of_a_swin(solver_cfg: CfgNode) -> None:
+    # Microsoft's detectors: no decay of norms and of position biases, AdamW.
+    solver_cfg.SOLVER.WEIGHT_DECAY_MULTIPLIERS = [["relative_position_bias_table", 0.0]]
+    model = nn.Module()
+    model.backbone = SwinBackbone(
+        SwinSize(8, (2, 2), (1, 2)), window_size=2, out_features=["res2", "res3"]
+    )
+    for name, (_, decay) in hyperparameters(build_optimizer(solver_cfg, model), model).items():
+        is_free = "norm" in name or "table" in name
+        assert decay == (0.0 if is_free else 0.01), name
+
+
 def test_defaults_are_detectron2s(solver_cfg: CfgNode) -> None:
     model = Toy()
     optimizer = build_optimizer(solver_cfg, model)
@@ -81,9 +115,10 @@ def test_defaults_are_detectron2s(solver_cfg: CfgNode) -> None:
         ([["head", "fast"]], "expected \\[regular expression, factor\\]"),
     ],
 )
-def test_wrong_patterns(solver_cfg: CfgNode, patterns: list, message: str) -> None:
-    solver_cfg.SOLVER.LR_MULTIPLIERS = patterns
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize("key", ["LR_MULTIPLIERS", "WEIGHT_DECAY_MULTIPLIERS"])
+def test_wrong_patterns(solver_cfg: CfgNode, key: str, patterns: list, message: str) -> None:
+    solver_cfg.SOLVER[key] = patterns
+    with pytest.raises(ValueError, match=f"SOLVER.{key}.*{message}"):
         build_optimizer(solver_cfg, Toy())
 
 

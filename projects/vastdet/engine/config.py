@@ -14,6 +14,9 @@ def add_engine_config(cfg: CfgNode) -> None:
     # More factors: [regular expression, factor] pairs, searched in the parameter name. All that
     # match are multiplied.
     solver.LR_MULTIPLIERS = []
+    # The same for the weight decay, on top of WEIGHT_DECAY and those of norms and biases. Recipes
+    # of Swin without decay of norms say ["relative_position_bias_table", 0.0] besides.
+    solver.WEIGHT_DECAY_MULTIPLIERS = []
     # The images a step that BASE_LR, STEPS, WARMUP_ITERS and MAX_ITER were chosen for; where
     # IMS_PER_BATCH differs, training says what they would be. 0 where nobody knows.
     solver.REFERENCE_BATCH_SIZE = 0

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The optimiser: groups by learning rate and weight decay, and gradient clipping."""
 
+import math
 import re
 from typing import Any
 
@@ -15,9 +16,10 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Build the optimiser of `cfg.SOLVER` over the trainable parameters of `model`.
 
     Raises ValueError for an unknown optimiser or clipping scope, and for a pattern of
-    `LR_MULTIPLIERS` that matches no parameter.
+    `LR_MULTIPLIERS` or `WEIGHT_DECAY_MULTIPLIERS` that matches no parameter.
     """
     solver = cfg.SOLVER
+    decay_factors = _read_factors(cfg, "WEIGHT_DECAY_MULTIPLIERS", model)
     groups = get_default_optimizer_params(
         model,
         base_lr=solver.BASE_LR,
@@ -26,6 +28,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
         lr_factor_func=LearningRateFactor(cfg, model),
     )
+    if decay_factors:
+        groups = _multiply_weight_decay(groups, model, decay_factors)
     optimizer: torch.optim.Optimizer
     if solver.OPTIMIZER == "SGD":
         optimizer = torch.optim.SGD(
@@ -45,22 +49,7 @@ class LearningRateFactor:
         """Raises ValueError for a malformed pattern or one that matches no parameter."""
         self.backbone = cfg.SOLVER.BACKBONE_MULTIPLIER
         self.bias = cfg.SOLVER.BIAS_LR_FACTOR
-        names = [name for name, _ in model.named_parameters()]
-        self.patterns: list[tuple[re.Pattern[str], float]] = []
-        for pair in cfg.SOLVER.LR_MULTIPLIERS:
-            try:
-                text, factor = pair
-                pattern = re.compile(text)
-                self.patterns.append((pattern, float(factor)))
-            except (TypeError, ValueError, re.error) as error:
-                raise ValueError(
-                    f"SOLVER.LR_MULTIPLIERS holds {pair!r}; expected [regular expression, factor]."
-                ) from error
-            if not any(pattern.search(name) for name in names):
-                raise ValueError(
-                    f"SOLVER.LR_MULTIPLIERS: {text!r} matches no parameter of the model, whose "
-                    f"names look like {', '.join(names[:3])}."
-                )
+        self.factors = _read_factors(cfg, "LR_MULTIPLIERS", model)
 
     def __call__(self, name: str) -> float:
         """The product of all factors that apply to the parameter."""
@@ -69,10 +58,52 @@ class LearningRateFactor:
             factor *= self.backbone
         if name.endswith(".bias"):
             factor *= self.bias
-        for pattern, multiplier in self.patterns:
-            if pattern.search(name):
-                factor *= multiplier
-        return factor
+        return _product(self.factors, name, start=factor)
+
+
+def _read_factors(cfg: CfgNode, key: str, model: nn.Module) -> list[tuple[re.Pattern[str], float]]:
+    """The [regular expression, factor] pairs of `SOLVER.<key>`, each of which must match."""
+    names = [name for name, _ in model.named_parameters()]
+    factors = []
+    for pair in cfg.SOLVER[key]:
+        try:
+            text, factor = pair
+            pattern = re.compile(text)
+            factors.append((pattern, float(factor)))
+        except (TypeError, ValueError, re.error) as error:
+            raise ValueError(
+                f"SOLVER.{key} holds {pair!r}; expected [regular expression, factor]."
+            ) from error
+        if not any(pattern.search(name) for name in names):
+            raise ValueError(
+                f"SOLVER.{key}: {text!r} matches no parameter of the model, whose names look like "
+                f"{', '.join(names[:3])}."
+            )
+    return factors
+
+
+def _product(factors: list[tuple[re.Pattern[str], float]], name: str, start: float = 1.0) -> float:
+    """`start` times all factors whose pattern is found in the name, in their order."""
+    return math.prod((f for pattern, f in factors if pattern.search(name)), start=start)
+
+
+def _multiply_weight_decay(
+    groups: list[dict[str, Any]],
+    model: nn.Module,
+    factors: list[tuple[re.Pattern[str], float]],
+) -> list[dict[str, Any]]:
+    """Parameter groups with the decay of each parameter times its factor; those of 1 stay whole."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    multiplied = []
+    for group in groups:
+        by_factor: dict[float, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            by_factor.setdefault(_product(factors, names[parameter]), []).append(parameter)
+        multiplied += [
+            {**group, "params": parameters, "weight_decay": group["weight_decay"] * factor}
+            for factor, parameters in by_factor.items()
+        ]
+    return multiplied
 
 
 def add_gradient_clipping(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
