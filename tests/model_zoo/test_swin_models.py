@@ -16,6 +16,7 @@ from vastdet.model_zoo.convert_file import convert_to_ours, expected_tensors
 from vastdet.model_zoo.key_map import Converter, StateDict
 from vastdet.model_zoo.registry import find_converter
 from vastdet.model_zoo.swin_models import (
+    MICROSOFT,
     MMDET,
     TIMM,
     TRANSFORMERS,
@@ -261,15 +262,23 @@ def test_merging_of_mmdetection_is_an_unfolding() -> None:
 
 
 @pytest.mark.parametrize(
-    ("release", "size", "window", "norms"),
+    ("release", "names", "prefix", "size", "window", "norms"),
     [
-        ("cqdino_tree_swinb1k_v3det", "B", 7, (1, 2, 3)),
-        ("cqdino_tree_swinb22k_v3det", "B", 12, (1, 2, 3)),
-        ("cqdino_sa_swinl_coco", "L", 12, (0, 1, 2, 3)),
+        ("cqdino_tree_swinb1k_v3det", MMDET, "backbone.", "B", 7, (1, 2, 3)),
+        ("cqdino_tree_swinb22k_v3det", MMDET, "backbone.", "B", 12, (1, 2, 3)),
+        ("cqdino_sa_swinl_coco", MMDET, "backbone.", "L", 12, (0, 1, 2, 3)),
+        ("grounding_dino_swint_ogc", MICROSOFT, "backbone.0.", "T", 7, (1, 2, 3)),
+        ("grounding_dino_swinb_cogcoor", MICROSOFT, "backbone.0.", "B", 12, (1, 2, 3)),
     ],
 )
-def test_names_and_shapes_of_a_release_with_mmdetection_s_swin(
-    shared_data: Path, release: str, size: str, window: int, norms: tuple[int, ...]
+def test_names_and_shapes_of_released_detectors(
+    shared_data: Path,
+    release: str,
+    names: SwinNames,
+    prefix: str,
+    size: str,
+    window: int,
+    norms: tuple[int, ...],
 ) -> None:
     facts = shared_data.parent / "facts" / "state_dicts" / f"{release}.txt"
     if not facts.is_file():
@@ -278,11 +287,9 @@ def test_names_and_shapes_of_a_release_with_mmdetection_s_swin(
     listed = {
         row[0]: row[1]
         for row in rows
-        if row[0].startswith("backbone.") and not row[0].endswith("relative_position_index")
+        if row[0].startswith(prefix) and not row[0].endswith("relative_position_index")
     }
-    pairs = swin_pairs(
-        MMDET, SIZES[size].depths, source="backbone.", detectron2="", output_norms=norms
-    )
+    pairs = swin_pairs(names, SIZES[size].depths, prefix, output_norms=norms)
     with torch.device("meta"):
         features = [f"res{i + 2}" for i in norms]
         model = SwinBackbone(SIZES[size], window_size=window, out_features=features).state_dict()

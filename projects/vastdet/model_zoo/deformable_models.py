@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vastdet.backbones.swin import SIZES
 from vastdet.model_zoo.key_map import ClassRows, Converter, Layout, ObjectnessRows, Pair
+from vastdet.model_zoo.swin_models import BUFFERS, MICROSOFT, swin_pairs
 from vastdet.model_zoo.torchvision_models import resnet_pairs, weight_and_bias
 
 MSDA_PARTS = ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
@@ -235,6 +237,21 @@ def dino_converter(*, num_levels: int = 4, depth: int = 50) -> Converter:
             *resnet_pairs(depth, "backbone.0.body.", "backbone."),
             *dino_transformer_pairs(6, 6, num_levels=num_levels),
         ),
+    )
+
+
+def dino_swin_converter(*, num_levels: int = 4) -> Converter:
+    """IDEA-Research/DINO with Swin-L: the maps of the last three stages, or of all for 5 scales."""
+    stages = range(5 - num_levels, 4)
+    depths = SIZES["L"].depths
+    return Converter(
+        name=f"DINO {num_levels}-scale Swin-L (IDEA-Research/DINO)",
+        config=f"DINO/dino_swin_L_{num_levels}scale_12ep.yaml",
+        pairs=(
+            *swin_pairs(MICROSOFT, depths, "backbone.0.", "backbone.", output_norms=stages),
+            *dino_transformer_pairs(6, 6, num_levels=num_levels),
+        ),
+        ignored=BUFFERS,
     )
 
 

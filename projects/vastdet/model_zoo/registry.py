@@ -55,6 +55,8 @@ CONVERTERS: dict[str, Callable[[], Converter]] = {
     "dino_R_50_4scale_detrex": deformable_models.dino_detrex_converter,
     "dino_R_50_4scale_mmdet": mmdet_models.dino_mmdet_converter,
     "dino_R_50_5scale": partial(deformable_models.dino_converter, num_levels=5),
+    "dino_swin_L_4scale": deformable_models.dino_swin_converter,
+    "dino_swin_L_5scale": partial(deformable_models.dino_swin_converter, num_levels=5),
     "h_deformable_detr_R_50": hybrid_models.h_deformable_detr_converter,
     "rank_detr_R_50": hybrid_models.rank_detr_converter,
     "fasterrcnn_resnet50_fpn": torchvision_models.faster_rcnn,

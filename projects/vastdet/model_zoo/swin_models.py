@@ -114,9 +114,9 @@ def unfolded_merging() -> Layout:
 def swin_pairs(
     names: SwinNames,
     depths: Sequence[int],
-    *,
     source: str = "",
     detectron2: str = "",
+    *,
     output_norms: Sequence[int] = (),
     merging: Layout = SAME,
 ) -> list[Pair]:
@@ -222,7 +222,7 @@ def swin_converter(
     return Converter(
         name=f"Swin-{size}, window {window} ({code})",
         config="",
-        pairs=tuple(swin_pairs(names, depths, source=prefix, merging=merging)),
+        pairs=tuple(swin_pairs(names, depths, prefix, merging=merging)),
         constants={
             f"norm{last}.weight": torch.ones(channels),
             f"norm{last}.bias": torch.zeros(channels),
