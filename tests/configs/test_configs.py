@@ -173,6 +173,16 @@ def test_baselines_of_v3det(name: str) -> None:
     assert cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH == 24 * 183_360
     assert cfg.INPUT.FORMAT == "RGB"
     assert min(cfg.MODEL.PIXEL_STD) > 50, "weights of RGB images are of standardised ones"
+    if "_swin_" in name:
+        size = name.split("_swin_")[1][0]
+        assert size == cfg.MODEL.SWIN.SIZE
+        assert "swin" in cfg.MODEL.BACKBONE.NAME
+        assert cfg.MODEL.BACKBONE.FREEZE_AT == 0
+        stem = {"B": "swin_base", "L": "swin_large"}[size]
+        assert f"{stem}_patch4_window{cfg.MODEL.SWIN.WINDOW_SIZE}_" in cfg.MODEL.WEIGHTS
+        assert ("_22k." in cfg.MODEL.WEIGHTS) == ("_B_22k_" in name or size == "L")
+    if cfg.MODEL.META_ARCHITECTURE == "DINO":
+        assert (0.5 if name.endswith("alpha50") else 0.25) == cfg.MODEL.DINO.LOSS.FOCAL_ALPHA
 
 
 def leaves(node: CfgNode, prefix: str = "") -> dict[str, Any]:
