@@ -52,7 +52,7 @@ def test_each_direction_has_its_own_softmax_of_one_matrix() -> None:
     image, prompt = torch.randn(7, WIDTH), torch.randn(3, WIDTH)
     seen = attention(image[None], prompt[None])
     for ours, theirs in zip(seen, seen_by_loops(attention, image, prompt), strict=True):
-        # Largest difference seen: 4e-7.
+        # Largest difference seen: 7e-7.
         torch.testing.assert_close(ours[0], theirs, atol=3e-6, rtol=0)
 
 
@@ -89,7 +89,7 @@ def test_fusion_is_that_of_transformers() -> None:
     )
     made = ours(tokens)
     valid, valid_prompt = ~tokens.padding_mask, ~tokens.prompt.padding_mask
-    # Largest difference seen: 5e-7.
+    # Largest difference seen: 2e-7.
     torch.testing.assert_close(made.values[valid], image[valid], atol=5e-6, rtol=0)
     torch.testing.assert_close(
         made.prompt.values[valid_prompt], text[valid_prompt], atol=5e-6, rtol=0
@@ -114,7 +114,7 @@ def test_an_image_of_a_batch_sees_what_it_sees_alone() -> None:
     for i in range(2):
         cells, words = ~tokens.padding_mask[i], ~tokens.prompt.padding_mask[i]
         alone = attention(tokens.values[i : i + 1, cells], tokens.prompt.values[i : i + 1, words])
-        # Largest difference seen: 4e-7.
+        # Largest difference seen: 1e-6.
         torch.testing.assert_close(seen[0][i : i + 1, cells], alone[0], atol=3e-6, rtol=0)
         torch.testing.assert_close(seen[1][i : i + 1, words], alone[1], atol=3e-6, rtol=0)
 
@@ -146,7 +146,6 @@ def test_bfloat16_and_gradients(dropout: float) -> None:
     (made.values.square().sum() + made.prompt.values.square().sum()).backward()
     for name, parameter in layer.named_parameters():
         assert parameter.grad.isfinite().all(), name
-        # Adding the same to all keys changes no softmax: one of both biases hardly matters.
         assert parameter.grad.any(), name
 
 

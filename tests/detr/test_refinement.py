@@ -90,3 +90,15 @@ def test_look_forward_twice_asks_the_head_once_where_there_is_no_norm() -> None:
     expected = refine.moved(head()(content), start.detached)
     torch.testing.assert_close(following.with_gradient, expected)
     torch.testing.assert_close(boxes, expected)
+
+
+def test_predictions_may_have_a_bound_of_their_own() -> None:
+    start = torch.tensor([[[1e-4, 0.5, 0.2, 0.2]]])
+    content, normed = torch.randn(2, 1, 1, 6)
+    refine, plain = LookForwardTwice(1e-3, prediction_eps=1e-5), LookForwardTwice(1e-3)
+    boxes, following = refine.step(head(), content, normed, References(start, start), is_last=False)
+    logits = torch.tensor([1e-4, 0.5, 0.2, 0.2]).logit()
+    torch.testing.assert_close(boxes, (head()(normed) + logits).sigmoid())
+    logits[0] = torch.tensor(1e-3).logit()
+    torch.testing.assert_close(following.detached, (head()(content) + logits).sigmoid())
+    assert plain.prediction_eps == 1e-3

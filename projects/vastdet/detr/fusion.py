@@ -19,8 +19,8 @@ class BiAttention(nn.Module):
     """Attention in both directions from one matrix of scores, which is normalised once for each.
 
     The matrix is (B, H, K, S), prompt first: with few rows and many columns both softmaxes and all
-    products were fastest so, and faster in training than two calls of
-    scaled_dot_product_attention, each of which computes the scores anew.
+    products were fast so, and faster in training than two calls of
+    scaled_dot_product_attention, each of which computes the scores anew (benchmarks/fusion.md).
     """
 
     def __init__(
