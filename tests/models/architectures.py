@@ -206,6 +206,17 @@ def cascade_rcnn(cfg: CfgNode) -> None:
     cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = True
 
 
+def centernet2(cfg: CfgNode) -> None:
+    cascade_rcnn(cfg)
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = "CenterNetProposals"
+    cfg.MODEL.ROI_HEADS.NAME = "ProbabilisticCascadeROIHeads"
+    node = cfg.MODEL.CENTERNET2
+    node.IN_FEATURES = ["p3", "p4", "p5"]
+    node.SIZES_OF_INTEREST = [[0, 24], [16, 50], [40, 1000]]
+    node.NUM_CONVS = 1
+    node.POST_NMS_TOPK_TRAIN, node.POST_NMS_TOPK_TEST = 100, 50
+
+
 def fast_rcnn(cfg: CfgNode) -> None:
     faster_rcnn_fpn(cfg)
     cfg.MODEL.LOAD_PROPOSALS = True
@@ -322,6 +333,7 @@ ARCHITECTURES = [
     # Batch norm of two images makes its first steps rough.
     Architecture("Faster R-CNN C4", faster_rcnn_c4, steps=16),
     Architecture("Cascade R-CNN", cascade_rcnn),
+    Architecture("CenterNet2", centernet2),
     # Boxes under 112 pixels are all pooled from p2.
     Architecture("Fast R-CNN", fast_rcnn, idle=("backbone.fpn_output", "backbone.fpn_lateral")),
 ]

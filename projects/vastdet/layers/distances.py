@@ -43,12 +43,14 @@ def iou_from_distances(pred: Tensor, target: Tensor) -> Tensor:
     return (intersection + EPSILON) / (union + EPSILON)
 
 
-def giou_from_distances(pred: Tensor, target: Tensor) -> Tensor:
+def giou_from_distances(pred: Tensor, target: Tensor, smooth: float = EPSILON) -> Tensor:
     """Generalised IoU (Rezatofighi et al. 2019) about the same point, (..., 4) x 2 -> (...).
 
     In (-1, 1]: IoU less the share of the smallest enclosing box that the union leaves empty.
+    `smooth`, an area, is added to intersection and union before they are divided; where it is
+    large, boxes of less than that area all but agree.
     """
     intersection, union = _overlap(pred, target)
     enclosing = _area(torch.maximum(pred, target))
     empty = (enclosing - union) / (enclosing + EPSILON)
-    return (intersection + EPSILON) / (union + EPSILON) - empty
+    return (intersection + smooth) / (union + smooth) - empty
