@@ -32,6 +32,7 @@ from vastdet.model_zoo import (
     swin_models,
     torchvision_models,
 )
+from vastdet.model_zoo.centernet2_models import centernet2_converter
 from vastdet.model_zoo.key_map import Converter
 from vastdet.model_zoo.relation_models import relation_detr_converter
 from vastdet.model_zoo.transformers_conditional_models import (
@@ -45,6 +46,7 @@ from vastdet.model_zoo.transformers_models import (
 
 CONVERTERS: dict[str, Callable[[], Converter]] = {
     **conditional_models.CONVERTERS,
+    "centernet2_R_50_FPN": centernet2_converter,
     "conditional_detr_R_50_transformers": conditional_detr_transformers_converter,
     "dab_detr_R_50_transformers": dab_detr_transformers_converter,
     "detr_R_50_transformers": detr_transformers_converter,

@@ -20,12 +20,12 @@ def add_centernet2_config(cfg: CfgNode) -> None:
     # Convolutions of the tower, their norm ("" for none; "GN" needs a multiple of 32 channels).
     node.NUM_CONVS = 4
     node.NORM = "GN"
-    # Probability that heatmaps start from; with ROI_BOX_HEAD.USE_SIGMOID_CE the classifiers of boxes
-    # too.
+    # Probability that heatmaps start from, and the classifiers of boxes too where they are sigmoid
+    # (MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE).
     node.PRIOR_PROB = 0.01
 
-    # The radius of a peak is a diagonal shift of the box, by a share of each side that keeps this IoU
-    # along that side; and at least so many pixels.
+    # The radius of a peak is a diagonal shift of the box, by a share of each side that keeps this
+    # IoU along that side; and at least so many pixels.
     node.HEATMAP_MIN_OVERLAP = 0.8
     node.HEATMAP_MIN_RADIUS = 4
     # Focal loss of the heatmap: share of the peaks, power of one minus the target, of the error.
