@@ -104,3 +104,10 @@ def test_gradients_agree_with_finite_differences() -> None:
     target = random_distances(6, 1).double()
     assert torch.autograd.gradcheck(lambda p: iou_from_distances(p, target), pred)
     assert torch.autograd.gradcheck(lambda p: giou_from_distances(p, target), pred)
+
+
+def test_a_large_smooth_makes_small_boxes_agree() -> None:
+    pred, target = torch.tensor([[0.1, 0.1, 0.1, 0.1]]), torch.tensor([[0.2, 0.1, 0.2, 0.1]])
+    # Areas 0.04 and 0.08, one inside the other, which is also the box about both.
+    assert giou_from_distances(pred, target).item() == pytest.approx(0.5, abs=1e-5)
+    assert giou_from_distances(pred, target, 1.0).item() == pytest.approx(1.04 / 1.08, abs=1e-5)

@@ -40,8 +40,8 @@ def test_losses_and_gradients_equal_the_authors(model: nn.Module, expected: dict
     assert gradients.keys() == expected["gradients"].keys(), "the authors' names are ours"
     for name, (total, absolute) in expected["gradients"].items():
         sums = torch.stack([gradients[name].sum(), gradients[name].abs().sum()])
-        # Measured: 4e-7 of the sum of absolute values, but for the biases that a norm follows: their
-        # gradients are rounding.
+        # Measured: 4e-7 of the sum of absolute values, but for the biases that a norm follows:
+        # their gradients are rounding.
         assert largest_difference(sums, torch.tensor([total, absolute])) < max(
             1e-4 * absolute, 1e-5
         ), name
