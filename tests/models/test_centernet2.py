@@ -63,7 +63,7 @@ def test_the_config_holds_the_values_of_the_authors() -> None:
     ("key", "value", "message"),
     [
         ("IN_FEATURES", ["p3", "p4", "p6"], r"names \['p6'\], but the backbone returns \['p3'"),
-        ("SIZES_OF_INTEREST", [[0, 8], [8, 16]], r"is \[\[0, 8\], .*expected a \[smallest, larg"),
+        ("SIZES_OF_INTEREST", [[0, 8], [8, 16]], r"is \[\[0, 8\], .*expected a \[smallest"),
         ("SIZES_OF_INTEREST", [[0, 8], [16, 8], [8, 32]], "expected a"),
         ("SIZES_OF_INTEREST", [[0, 8], [8], [8, 32]], "half diagonal for each of the levels"),
     ],
