@@ -58,7 +58,8 @@ class ProbabilisticCascadeROIHeads(CascadeROIHeads):
         objectness = [p.objectness_logits.float().sigmoid() for p in proposals]
         image_sizes = [p.image_size for p in proposals]
         levels = [features[f] for f in self.box_in_features]
-        boxes, stages = [], []
+        boxes: tuple[Tensor, ...] = ()
+        stages = []
         for stage, predictor in enumerate(self.box_predictor):
             if stage > 0:
                 proposals = self._create_proposals_from_boxes(boxes, image_sizes)
