@@ -6,7 +6,7 @@ import pytest
 from detectron2.data import DatasetCatalog
 
 from vastdet.data import category_space
-from vastdet.data.generated import GeneratedSplit, KindsSplit, generated_categories
+from vastdet.data.generated import KindsSplit, generated_categories
 from vastdet.evaluation.ground_truth import ground_truth_of_dataset
 
 
@@ -32,7 +32,7 @@ def test_hidden_compositions_are_labelled_by_their_shape() -> None:
     split = KindsSplit(50, "val")
     names = split.category_space().names
     compositions = generated_categories(split.sizes[0]).compositions
-    plain = GeneratedSplit.default(split.sizes[0], "val").records()
+    plain = split.scenes.records()
     num_hidden = 0
     for ours, theirs in zip(split.records(), plain, strict=True):
         assert ours["file_name"] == theirs["file_name"]
@@ -43,6 +43,7 @@ def test_hidden_compositions_are_labelled_by_their_shape() -> None:
             assert names[a["category_id"]] == (composition.shape if is_hidden else composition.name)
             assert a["bbox"] == b["bbox"]
     assert num_hidden > 100
+    assert min(max(a["bbox"][2:]) for r in plain for a in r["annotations"]) >= 24
 
 
 def test_registered_set_is_evaluated_from_its_records() -> None:

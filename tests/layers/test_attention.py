@@ -2,8 +2,9 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from vastdet.layers.attention import CrossAttention, MultiheadAttention
+from vastdet.layers.attention import CrossAttention, MultiheadAttention, plain_attention
 
 
 def both(width: int = 32, heads: int = 4) -> tuple[MultiheadAttention, nn.MultiheadAttention]:
@@ -107,3 +108,42 @@ def test_cross_attention_drops_in_training_only() -> None:
 def test_cross_attention_width_must_be_a_multiple_of_heads() -> None:
     with pytest.raises(ValueError, match="multiple of num_heads, got 30 and 4"):
         CrossAttention(30, 4, context_dim=8)
+
+
+@pytest.mark.parametrize("mask", ["none", "bool", "float"])
+def test_plain_attention_equals_torch(mask: str) -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 3, n, 8, requires_grad=True) for n in (5, 7, 7))
+    weights = {
+        "none": None,
+        "bool": torch.rand(5, 7) > 0.3,
+        "float": torch.randn(2, 3, 5, 7).masked_fill(torch.rand(5, 7) > 0.7, float("-inf")),
+    }[mask]
+    results = []
+    for attention in (plain_attention, F.scaled_dot_product_attention):
+        out = attention(query, key, value, attn_mask=weights, dropout_p=0.0)
+        results.append([out, *torch.autograd.grad(out.square().sum(), (query, key, value))])
+    # Measured: at most 1e-6.
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_a_query_that_may_look_at_nothing_gets_numbers() -> None:
+    query, key, value = (torch.randn(1, 1, 4, 8) for _ in range(3))
+    blocked = torch.tensor([True, False, False, False])[:, None].expand(4, 4)
+    out = plain_attention(query, key, value, attn_mask=~blocked, dropout_p=0.0)
+    torch.testing.assert_close(out[0, 0, 0], value[0, 0].mean(dim=0))
+
+
+def test_bf16_on_the_cpu_is_near_float32() -> None:
+    torch.manual_seed(0)
+    module = MultiheadAttention(64, 4).eval()
+    x = torch.randn(2, 30, 64)
+    blocked = torch.rand(30, 30) > 0.5
+    with torch.no_grad():
+        exact = module(x, x, x, blocked=blocked)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = module(x, x, x, blocked=blocked)
+    assert half.dtype == torch.bfloat16
+    # Measured: 0.007 of 1.2.
+    assert (half - exact).abs().max() < 0.02 * exact.abs().max()

@@ -4,14 +4,14 @@
 V3Det has categories above other categories; in the plain generated sets all are leaves. Here some
 compositions have no category of their own: such an object is labelled by its shape alone. So
 "circle" is a category above "red plain circle", and a circle in a fill of its own category is never
-labelled "circle".
+labelled "circle". Objects are larger than in the plain sets.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from vastdet.vocabulary import CategorySpace, frequency_groups
 
 # Of the compositions, how many have no category of their own.
 HIDDEN_SHARE = 0.15
+# Pixels: a thousand categories differ by patterns that smaller objects do not show.
+MIN_SIZE = 24.0
 REGISTERED_KINDS = (50, 1_000, 5_000, 13_000)
 MIN_KINDS = 50
 MAX_KINDS = 13_000
@@ -51,7 +53,7 @@ class KindsSplit:
     @property
     def scenes(self) -> GeneratedSplit:
         """The scenes, whose categories are the compositions, hidden ones last."""
-        return GeneratedSplit.default(self.sizes[0], self.split)
+        return _scenes(self.sizes[0], self.split)
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -79,7 +81,7 @@ class KindsSplit:
     def category_space(self) -> CategorySpace:
         """The vocabulary with frequency groups and tree; dataset ids are 1..K."""
         num_all, num_own = self.sizes
-        scenes = GeneratedSplit.default(num_all, "train")
+        scenes = _scenes(num_all, "train")
         categories = generated_categories(num_all)
         entries = scenes.category_dicts()[:num_own]
         shapes = [c.shape for c in categories.compositions[: self.num_categories - num_own]]
@@ -121,6 +123,11 @@ class KindsSplit:
                 )
             },
         }
+
+
+def _scenes(num_compositions: int, split: str) -> GeneratedSplit:
+    default = GeneratedSplit.default(num_compositions, split)
+    return replace(default, config=replace(default.config, min_size=MIN_SIZE))
 
 
 @functools.cache
