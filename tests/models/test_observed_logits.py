@@ -36,6 +36,10 @@ FURTHER_PARTS = {
     "RT-DETRv2": {PROPOSALS, DENOISING},
     "DN-DETR": {DENOISING},
     "DN-DETR with patterns": {DENOISING},
+    **{
+        f"CQ-DINO {v}": {PROPOSALS, DENOISING}
+        for v in ("tree", "self-attention", "flat", "official")
+    },
 }
 CLASS_AGNOSTIC = {"Deformable DETR two_stage", "H-Deformable-DETR", "Rank-DETR", "DETA"}
 
@@ -79,6 +83,11 @@ def test_shows_its_logits_and_trains_as_without(architecture: Architecture, cfg:
         assert -1 <= one.labels.min() <= one.labels.max() < NUM_CLASSES
         is_agnostic = one.source.part == PROPOSALS and architecture.name in CLASS_AGNOSTIC
         assert one.source.class_agnostic is is_agnostic
+        categories = one.source.categories
+        assert (categories is not None) == architecture.name.startswith("CQ-DINO")
+        if categories is not None:
+            assert categories.shape == (2, one.logits.shape[-1])
+            assert 0 <= categories.min() <= categories.max() < NUM_CLASSES
     own = [one for one in shown if one.source.part == PREDICTIONS]
     assert sum(int((one.labels >= 0).sum()) for one in own) > 0
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vastdet.detr.alignment import ContrastiveAlignment
 from vastdet.detr.build import (
+    class_loss,
     deformable_parts,
     deformable_settings,
     focal_settings,
@@ -27,7 +28,6 @@ from vastdet.detr.build import (
 from vastdet.detr.criterion import SetCriterion
 from vastdet.detr.enhancer import feature_enhancer
 from vastdet.detr.heads import box_head, per_layer
-from vastdet.detr.losses import FocalLoss
 from vastdet.detr.matcher import HungarianMatcher, prompt_focal_cost
 from vastdet.detr.prompt import PromptTokens
 from vastdet.detr.prompted_decoder import PromptedDecoder, prompted_decoder_layer
@@ -39,6 +39,7 @@ from vastdet.detr.refinement import LookForwardTwice
 from vastdet.detr.set_detector import SetDetector
 from vastdet.detr.structures import SetPredictions, Targets
 from vastdet.detr.tokens import resize_mask
+from vastdet.layers.observed_logits import logits_from
 from vastdet.models.cq_dino.build import (
     build_category_side,
     build_selection_criterion,
@@ -152,7 +153,8 @@ class CQDINO(SetDetector):
         selected = predictions.selected
         assert selected is not None
         ranks = torch.where(targets.filled, ranks_of(targets.labels, selected.indices), 0)
-        losses = self.criterion(predictions, replace(targets, labels=ranks))
+        with logits_from(categories=selected.indices):
+            losses = self.criterion(predictions, replace(targets, labels=ranks))
         present = labels_of_slots(targets, self.num_classes)
         log_recall(selected, present)
         return losses | self.selection_criterion(selected, present)
@@ -234,7 +236,7 @@ def build_criterion(node: CfgNode) -> SetCriterion:
             giou_eps=GIOU_EPS,
             class_cost=partial(prompt_focal_cost, **focal),
         ),
-        class_loss=FocalLoss(**focal),
+        class_loss=class_loss(node.LOSS),
         weights=loss_weights(node.LOSS),
         giou_eps=GIOU_EPS,
     )
