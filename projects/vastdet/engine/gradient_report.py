@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from vastdet.engine.gradient_history import FILE_NAME, GROUPS, GradientHistory
 from vastdet.evaluation.metrics import FREQUENCY_NAMES
@@ -43,6 +43,8 @@ TITLES = {
 SMOOTHED_SHARE = 0.05
 FIRST_SHARE, LAST_SHARE = 0.1, 0.25
 MAX_PANELS_A_ROW = 3
+# Powers of ten as numbers.
+PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def plot_ratio(runs: Sequence[Run]) -> Figure:
     figure, panels = plot_over_time(runs, "positive", y="ρ, positive / negative")
     for axes in panels:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_major_formatter(PLAIN)
         axes.axhline(1, color=GREY, linewidth=0.8, linestyle=":")
     return figure
 
@@ -129,7 +131,7 @@ def plot_hard_negatives(runs: Sequence[Run]) -> Figure:
     """Eta over time."""
     figure, panels = plot_over_time(runs, "hard", y="η, hard / all negatives")
     for axes in panels:
-        axes.set_ylim(-0.02, 1.02)
+        axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     return figure
 
@@ -202,10 +204,10 @@ def plot_categories_of(axes: Axes, run: Run, definition: str) -> None:
         scale_counts(axes, counts[shown])
         axes.legend(fontsize=7, frameon=False, loc="best")
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(PLAIN)
     axes.axhline(1, color=GREY, linewidth=0.8, linestyle=":")
     absent = f"; {(~shown).sum():,} without a positive" if (~shown).any() else ""
-    tidy(axes, title=f"{run_label(run)}{absent}", x="training images with it", y="ρ")
-    axes.title.set_fontsize(9)
+    tidy(axes, title=f"{run_label(run)}{absent}", x="training images with the category", y="ρ")
 
 
 # Table -------------------------------------------------------------------------------------------
