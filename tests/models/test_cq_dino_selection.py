@@ -167,6 +167,22 @@ def test_the_best_are_chosen_best_first() -> None:
         assert torch.equal(best, logits[indices])
 
 
+@pytest.mark.parametrize("chunk_size", [None, 10])
+def test_required_categories_come_first(chunk_size: int | None) -> None:
+    torch.manual_seed(0)
+    selection = small_selection(num_selected=5, chunk_size=chunk_size)
+    queries, tokens = torch.randn(25, 48), random_tokens()
+    free = selection(queries, tokens)
+    required = torch.zeros(2, 25, dtype=torch.bool)
+    worst = free.all_logits[1].argmin()
+    required[1, worst] = True
+    selected = selection(queries, tokens, required)
+    assert torch.equal(selected.indices[0], free.indices[0])
+    assert selected.indices[1].tolist() == [worst, *free.indices[1, :4].tolist()]
+    # Scores stay what they are.
+    assert torch.equal(selected.logits, selected.all_logits.gather(1, selected.indices))
+
+
 def test_all_categories_may_be_selected() -> None:
     selected = small_selection(num_selected=25)(torch.randn(25, 48), random_tokens())
     assert selected.indices.sort(dim=1).values.tolist() == [list(range(25))] * 2

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """CQ-DINO: categories as queries, a few of them chosen for each image (Sun et al., 2025)."""
 
+from vastdet.models.cq_dino.clustered_keys import ClusteredKeys
 from vastdet.models.cq_dino.config import add_cq_dino_config
 from vastdet.models.cq_dino.cq_dino import CQDINO
 from vastdet.models.cq_dino.image_labels import (
@@ -20,7 +21,15 @@ from vastdet.models.cq_dino.selection import (
     UnmaskedMeanAndCells,
     category_to_image_layers,
 )
+from vastdet.models.cq_dino.selection_build import build_selection
 from vastdet.models.cq_dino.selector import CQDINOSelector
+from vastdet.models.cq_dino.shortlist import (
+    Shortlist,
+    ShortlistSelection,
+    TokenMatch,
+    fit_match,
+    match_loss,
+)
 from vastdet.models.cq_dino.tree import (
     AdaptiveWeight,
     CategoryTree,
@@ -40,6 +49,7 @@ __all__ = [
     "CategorySelection",
     "CategoryToImageLayer",
     "CategoryTree",
+    "ClusteredKeys",
     "DescendantWeight",
     "FixedWeight",
     "ImageTokens",
@@ -50,9 +60,15 @@ __all__ = [
     "ReleasedCategoryTree",
     "Scoring",
     "SelectedCategories",
+    "Shortlist",
+    "ShortlistSelection",
+    "TokenMatch",
     "UnmaskedMeanAndCells",
     "add_cq_dino_config",
+    "build_selection",
     "category_to_image_layers",
+    "fit_match",
     "image_labels",
+    "match_loss",
     "preset",
 ]

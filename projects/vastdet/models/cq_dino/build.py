@@ -17,7 +17,9 @@ from vastdet.models.cq_dino.category_queries import (
 from vastdet.models.cq_dino.category_side import CategorySide, SelectionCriterion
 from vastdet.models.cq_dino.image_labels import AncestorMask
 from vastdet.models.cq_dino.presets import preset
-from vastdet.models.cq_dino.selection import CategorySelection, category_to_image_layers
+from vastdet.models.cq_dino.selection import category_to_image_layers
+from vastdet.models.cq_dino.selection_build import build_selection
+from vastdet.models.cq_dino.shortlist import Shortlist
 from vastdet.models.cq_dino.tree import AdaptiveWeight, FixedWeight, ParentWeight
 from vastdet.vocabulary import CategoryHierarchy, CategorySpace
 
@@ -65,7 +67,8 @@ def build_category_side(
         image_tokens=parts.image_tokens(
             shapes[selection_feature(node)].channels, selection.IMAGE_DIM
         ),
-        selection=CategorySelection(
+        selection=build_selection(
+            selection.NAME,
             category_to_image_layers(
                 selection.NUM_LAYERS,
                 embed_dim=category.DIM,
@@ -75,8 +78,12 @@ def build_category_side(
                 dropout=selection.DROPOUT,
             ),
             embed_dim=category.DIM,
+            context_dim=selection.IMAGE_DIM,
             num_selected=selection.NUM_SELECTED,
             chunk_size=selection.CHUNK_SIZE or None,
+            scoring=selection.SCORING,
+            shortlist=Shortlist(selection.SHORTLIST.SIZE, selection.SHORTLIST.NUM_SCANNED),
+            key_dim=selection.SHORTLIST.KEY_DIM,
         ),
     )
 

@@ -89,11 +89,14 @@ class SelectionCriterion(nn.Module):
         self.weight = weight
 
     def forward(self, selected: SelectedCategories, present: Tensor) -> dict[str, Tensor]:
-        """`loss_selection` of images whose categories are `present` (B, C) bool."""
+        """`loss_selection` of images whose categories are `present` (B, C) bool.
+
+        Losses that the selection computed itself go along as they are.
+        """
         excluded = None if self.mask is None else self.mask(present)
         assert selected.all_logits is not None
         total = self.loss(selected.all_logits, present, excluded)
-        return {"loss_selection": self.weight * total / max(1, len(present))}
+        return {"loss_selection": self.weight * total / max(1, len(present)), **selected.losses}
 
 
 def category_recall(selected: SelectedCategories, present: Tensor) -> float | None:

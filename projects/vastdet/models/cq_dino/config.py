@@ -56,6 +56,12 @@ def _add_category_keys(node: CfgNode) -> None:
 def _add_selection_keys(node: CfgNode) -> None:
     """Add `SELECTION`: the choice of the categories that an image may show."""
     node.SELECTION = CfgNode()
+    # `exact` scores all categories; `shortlist` trains a cheap score beside it, and at inference
+    # scores only the categories that this one finds.
+    node.SELECTION.NAME = "exact"
+    # How all are scored at inference: in `full` precision, or in `bfloat16`, where the best and 100
+    # more are computed again in full.
+    node.SELECTION.SCORING = "full"
     # Categories that are selected for an image: 100 for V3Det, 30 for COCO.
     node.SELECTION.NUM_SELECTED = 100
     # The map of the backbone that categories look at; empty for the last of IN_FEATURES.
@@ -66,8 +72,13 @@ def _add_selection_keys(node: CfgNode) -> None:
     node.SELECTION.IMAGE_DIM = 512
     node.SELECTION.FEEDFORWARD_DIM = 3072
     node.SELECTION.DROPOUT = 0.1
-    # Categories that are scored at once, to save memory; 0 for all.
+    # Categories that are scored at once in training, to save memory; 0 for all.
     node.SELECTION.CHUNK_SIZE = 0
+    node.SELECTION.SHORTLIST = CfgNode()
+    # Categories on the shortlist, of the keys that are looked at for it, and a key's channels.
+    node.SELECTION.SHORTLIST.SIZE = 1000
+    node.SELECTION.SHORTLIST.NUM_SCANNED = 32768
+    node.SELECTION.SHORTLIST.KEY_DIM = 64
     # In the first iterations of a training the categories of an image are selected whatever their
     # scores, so that the detector learns while the selection does: training in a single stage.
     node.SELECTION.WARMUP_ITERS = 0

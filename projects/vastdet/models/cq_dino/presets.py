@@ -26,7 +26,7 @@ class Preset:
     """The parts of one reading of CQ-DINO.
 
     Attributes:
-        tree: makes the category tree of a hierarchy with the weight of the config.
+        tree: makes the category tree of a hierarchy, with the weight of the config if one is given.
         self_attention: relates the categories of a flat vocabulary, from their number of channels.
         image_tokens: makes the tokens of an image, from the channels of the map and of a token.
         loss: makes the loss of the selection.
@@ -35,7 +35,7 @@ class Preset:
         prediction_eps: bounds the logits of the boxes that a layer's predictions start from.
     """
 
-    tree: Callable[[CategoryHierarchy, ParentWeight], CategoryTree]
+    tree: Callable[..., CategoryTree]
     self_attention: Callable[[int], nn.Module]
     image_tokens: Callable[[int, int], MeanAndCells]
     loss: Callable[..., AsymmetricLoss]
@@ -43,12 +43,12 @@ class Preset:
     prediction_eps: float
 
 
-def weighted_tree(hierarchy: CategoryHierarchy, weight: ParentWeight) -> CategoryTree:
+def weighted_tree(hierarchy: CategoryHierarchy, weight: ParentWeight | None = None) -> CategoryTree:
     """The tree of the paper, by default with the weight of Eq. 7."""
     return CategoryTree(hierarchy, weight=weight)
 
 
-def released_tree(hierarchy: CategoryHierarchy, weight: ParentWeight) -> CategoryTree:
+def released_tree(hierarchy: CategoryHierarchy, weight: ParentWeight | None = None) -> CategoryTree:
     """The tree of the authors' code, which has a weight of its own.
 
     Every image gets it, other than there, where the first of a batch alone does.

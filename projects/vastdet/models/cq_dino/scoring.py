@@ -50,15 +50,27 @@ class PreparedCategories:
 
     Attributes:
         queries: (C, D), in the precision of the weights.
-        states: (C, D), the same in the precision of the scoring.
-        projected: (C, D), what the attention of the first layer reads of them.
         layers: the layers in the precision of the scoring.
+        states: (C, D), the queries in that precision; None to convert them anew for each image.
+        projected: (C, D), what the attention of the first layer reads of them; None likewise.
     """
 
     queries: Tensor
-    states: Tensor
-    projected: Tensor
     layers: nn.ModuleList
+    states: Tensor | None = None
+    projected: Tensor | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the scoring."""
+        return next(self.layers.parameters()).dtype
+
+    def rows(self, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """States and projected states of some categories."""
+        states = self.queries[rows].to(self.dtype) if self.states is None else self.states[rows]
+        if self.projected is None:
+            return states, self.layers[0].cross_attn.query_proj(states)
+        return states, self.projected[rows]
 
 
 @dataclass(frozen=True)
@@ -111,10 +123,10 @@ def best_categories(
     Returns:
         (N,) int64, best first; fewer if there are not as many.
     """
-    device = categories.states.device
+    device = categories.queries.device
     best_scores = score.weight.new_empty(0)
     best = torch.empty(0, dtype=torch.int64, device=device)
-    num_scored = len(categories.states) if among is None else len(among)
+    num_scored = len(categories.queries) if among is None else len(among)
     for start in range(0, num_scored, chunk_size):
         stop = min(start + chunk_size, num_scored)
         if among is None:
@@ -134,7 +146,7 @@ def scores_of(
     categories: PreparedCategories, rows: slice | Tensor, image: OneImage, score: nn.Linear
 ) -> Tensor:
     """The scores of some categories, in the precision of `score`."""
-    states, projected = categories.states[rows], categories.projected[rows]
+    states, projected = categories.rows(rows)
     last = len(categories.layers) - 1
     for i, layer in enumerate(categories.layers):
         if i > 0:

@@ -7,7 +7,7 @@ of a token, F channels of a feature map of H x W cells.
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 
 import torch
@@ -154,12 +154,14 @@ class SelectedCategories:
         queries: (B, K, D), what they became when they had seen the image.
         logits: (B, K), their scores.
         all_logits: (B, C), the scores of all categories; None where they were not kept.
+        losses: of parts of the selection that learn from its scores; name -> scalar.
     """
 
     indices: Tensor
     queries: Tensor
     logits: Tensor
     all_logits: Tensor | None = None
+    losses: dict[str, Tensor] = field(default_factory=dict)
 
 
 class CategorySelection(nn.Module):
@@ -221,13 +223,15 @@ class CategorySelection(nn.Module):
                 there is no gradient and `all_logits` is None.
             tokens: of the images.
             required: (B, C) bool, categories that come first whatever their scores; None for none.
-                In training only.
+                Prepared ones cannot be required.
 
         Raises:
             ValueError: there are fewer categories than are to be selected; or prepared ones are
-                given in training.
+                given in training or with `required`.
         """
         if isinstance(queries, PreparedCategories):
+            if required is not None:
+                raise ValueError("no prepared category can be required; give the queries")
             return self._select_prepared(queries, tokens)
         queries = queries[None] if queries.dim() == 2 else queries
         self.require_enough(queries.shape[1])
@@ -276,9 +280,8 @@ class CategorySelection(nn.Module):
             ValueError: there are fewer categories than are to be selected.
         """
         self.require_enough(len(queries))
-        dtype = self.scoring.dtype or queries.dtype
-        layers = copy.deepcopy(self.layers).eval().requires_grad_(False).to(dtype)
-        states = queries.detach().to(dtype)
+        layers = self.scoring_layers()
+        states = queries.detach().to(next(layers.parameters()).dtype)
         projected = torch.empty_like(states)
         for piece, out in zip(
             states.split(self.scoring.chunk_size),
@@ -286,7 +289,12 @@ class CategorySelection(nn.Module):
             strict=True,
         ):
             out.copy_(layers[0].cross_attn.query_proj(piece))
-        return PreparedCategories(queries.detach(), states, projected, layers)
+        return PreparedCategories(queries.detach(), layers, states, projected)
+
+    def scoring_layers(self) -> nn.ModuleList:
+        """A copy of the layers in the precision of the scoring, for inference."""
+        layers = copy.deepcopy(self.layers).eval().requires_grad_(False)
+        return layers.to(self.scoring.dtype or self.score.weight.dtype)
 
     def drop_prepared(self) -> None:
         """Forget what `prepared` keeps."""
@@ -301,26 +309,33 @@ class CategorySelection(nn.Module):
     def candidates(
         self, categories: PreparedCategories, tokens: ImageTokens, context: ImageContext
     ) -> Tensor:
-        """Those among which each image's selected ones are: (B, K + margin) int64 or fewer."""
-        num_best = min(self.num_selected + self.scoring.margin, len(categories.states))
+        """Those among which each image's selected ones are: (B, K + margin) int64, or all C."""
+        num_best = min(self.num_selected + self.scoring.margin, len(categories.queries))
         chosen = []
         for i, is_padding in enumerate(tokens.padding_mask):
             image = one_image(
                 [keys[i, ~is_padding] for keys in context.keys],
                 [values[i, ~is_padding] for values in context.values],
                 categories.layers,
-                categories.states.dtype,
+                categories.dtype,
             )
-            chosen.append(
-                best_categories(
-                    categories,
-                    image,
-                    self.score,
-                    num_best=num_best,
-                    chunk_size=self.scoring.chunk_size,
-                )
+            best = best_categories(
+                categories,
+                image,
+                self.score,
+                num_best=num_best,
+                chunk_size=self.scoring.chunk_size,
+                among=self.shortlist(categories, tokens.values[i, ~is_padding]),
             )
+            chosen.append(best)
         return torch.stack(chosen)
+
+    def shortlist(self, categories: PreparedCategories, tokens: Tensor) -> Tensor | None:
+        """The ids (N,) int64 of categories to score for one image; None for all.
+
+        `tokens` are (S, M), without padding.
+        """
+        return None
 
     @torch.no_grad()
     def _select_prepared(
