@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CQ-DINO beside DINO, and what its parts do, as the vocabulary grows: generated scenes.
+
+Every variant trains for the same time (see equal_time.py), from random weights or from those of
+--cq-weights and --dino-weights, of which what has another number of categories is left out.
+
+    python benchmarks/vast_vocabulary.py --categories 500 --minutes 10
+    python benchmarks/vast_vocabulary.py --study ablations --categories 1000 --minutes 10
+
+The methods learn the plain sets, whose categories are all leaves of their tree, by
+self-attention of the categories; the ablations those in which shapes are categories above others.
+"""
+
+import argparse
+from functools import partial
+from typing import Any
+
+from detectron2.config import CfgNode
+from equal_time import Study, argument_parser
+
+from vastdet import model_zoo
+from vastdet.engine.config_files import choose_device, merge_opts
+from vastdet.engine.model_benchmark import Workload
+
+BATCH_SIZE, SIZE = 16, 160
+METRICS = ("bbox/AP", "bbox/AP50", "bbox/APr", "bbox/APc", "bbox/APf", "selection/ARC{}")
+CQ, DINO = "quick/cq_dino_kinds.yaml", "quick/dino_generated.yaml"
+# Categories that are selected; all of a small vocabulary could be.
+NUM_SELECTED = {50: 25, 500: 100, 1_000: 100, 5_000: 100, 13_000: 100}
+
+# Name -> config and its overrides.
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "CQ-DINO": (CQ, {"MODEL.CQ_DINO.CATEGORY.CORRELATION": "none"}),
+    "DINO, alpha 0.25": (DINO, {}),
+    "DINO, alpha 0.5": (DINO, {"MODEL.DINO.LOSS.FOCAL_ALPHA": 0.5}),
+}
+ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "tree": (CQ, {}),
+    "no correlation": (CQ, {"MODEL.CQ_DINO.CATEGORY.CORRELATION": "none"}),
+    "self-attention": (CQ, {"MODEL.CQ_DINO.CATEGORY.CORRELATION": "self_attention"}),
+    "tree, fixed weight 0.5": (
+        CQ,
+        {
+            "MODEL.CQ_DINO.CATEGORY.TREE_WEIGHT": "fixed",
+            "MODEL.CQ_DINO.CATEGORY.TREE_STRENGTH": 0.5,
+        },
+    ),
+    "tree, 50 selected": (CQ, {"MODEL.CQ_DINO.SELECTION.NUM_SELECTED": 50}),
+    "tree, 200 selected": (CQ, {"MODEL.CQ_DINO.SELECTION.NUM_SELECTED": 200}),
+}
+STUDIES = {"methods": METHODS, "ablations": ABLATIONS}
+
+
+def config_of(variant: str, options: argparse.Namespace) -> CfgNode:
+    """The config of a variant, without schedule and seed."""
+    file, overrides = STUDIES[options.study][variant]
+    node = "CQ_DINO" if file == CQ else "DINO"
+    data = "generated_kinds" if options.study == "ablations" else "generated"
+    settings: dict[str, Any] = {
+        "DATASETS.TRAIN": f"('{data}_{options.categories}_train',)",
+        "DATASETS.TEST": f"('{data}_{options.categories}_val',)",
+        f"MODEL.{node}.NUM_CLASSES": options.categories,
+        "MODEL.TIMM.NAME": "regnetx_002",
+        "SOLVER.AMP.ENABLED": True,
+        "TEST.EVAL_PERIOD": 0,
+        "SOLVER.CHECKPOINT_PERIOD": 10**6,
+    }
+    if node == "CQ_DINO":
+        settings["MODEL.CQ_DINO.SELECTION.NUM_SELECTED"] = NUM_SELECTED[options.categories]
+        settings["MODEL.CQ_DINO.CATEGORY.EMBEDDINGS"] = options.embeddings
+    weights = options.cq_weights if node == "CQ_DINO" else options.dino_weights
+    if weights:
+        settings["MODEL.WEIGHTS"] = weights
+    cfg = model_zoo.get_config(file)
+    merge_opts(cfg, [part for pair in (settings | overrides).items() for part in pair])
+    return choose_device(cfg)
+
+
+def main() -> None:
+    """Measure, train, print."""
+    parser = argument_parser(__doc__.splitlines()[0], minutes=10, output="output/vast_vocabulary")
+    parser.add_argument("--study", choices=STUDIES, default="methods")
+    parser.add_argument("--categories", type=int, choices=NUM_SELECTED, required=True)
+    parser.add_argument("--embeddings", default="random", help="what category queries start from")
+    parser.add_argument("--cq-weights", default="", help="what CQ-DINO starts from")
+    parser.add_argument("--dino-weights", default="", help="what DINO starts from")
+    options = parser.parse_args()
+    own = ("study", "categories", "embeddings", "cq_weights", "dino_weights")
+    options.output = options.output / f"{options.study}_{options.categories}"
+    if options.one:
+        options.output = options.output.parent
+    arguments = [f"--{key.replace('_', '-')}={getattr(options, key)}" for key in own]
+    selected = NUM_SELECTED[options.categories]
+    Study(
+        script=__file__,
+        variants=tuple(STUDIES[options.study]),
+        config_of=partial(config_of, options=options),
+        workload=Workload(BATCH_SIZE, (SIZE, SIZE)),
+        metrics=[metric.format(selected) for metric in METRICS],
+        arguments=arguments,
+    ).main(options)
+
+
+if __name__ == "__main__":
+    main()
