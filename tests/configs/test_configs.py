@@ -83,6 +83,7 @@ def without_files(cfg: CfgNode) -> CfgNode:
     """The config of a model whose categories need neither a dataset nor embeddings on disk."""
     node = cfg.MODEL.CQ_DINO
     node.CATEGORY.EMBEDDINGS = "random"
+    cfg.MODEL.PROVA.TEXTUAL_PROTOTYPES = cfg.MODEL.PROVA.VISUAL_PROTOTYPES = "random:768"
     if cfg.DATASETS.TRAIN[0].startswith("generated_"):
         return cfg
     node.VOCABULARY = f"vastdet_chain_{node.NUM_CLASSES}"

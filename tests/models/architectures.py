@@ -139,6 +139,14 @@ def small_tree() -> str:
     return name
 
 
+def prova(cfg: CfgNode, learned: bool) -> None:
+    set_prediction(cfg, "Prova", cfg.MODEL.PROVA)
+    cfg.MODEL.PROVA.DENOISING.NUM_QUERIES = 10
+    cfg.MODEL.PROVA.TEXTUAL_PROTOTYPES = "random:24"
+    cfg.MODEL.PROVA.VISUAL_PROTOTYPES = "random:16"
+    cfg.MODEL.PROVA.LEARN_PROTOTYPES = learned
+
+
 def relation_detr(cfg: CfgNode) -> None:
     set_prediction(cfg, "RelationDETR", cfg.MODEL.RELATION_DETR)
     cfg.MODEL.RELATION_DETR.DENOISING.NUM_QUERIES = 10
@@ -264,6 +272,12 @@ ARCHITECTURES = [
             ("flat", {"correlation": "none"}, ()),
             ("official", {"preset": "official"}, ()),
         )
+    ),
+    *(
+        Architecture(
+            name, partial(prova, learned=learned), padding_invariant=True, learning_rate=0.005
+        )
+        for name, learned in (("Prova", False), ("Prova with learned prototypes", True))
     ),
     Architecture("Relation-DETR", relation_detr, padding_invariant=True, learning_rate=0.005),
     *(

@@ -11,9 +11,10 @@ from tests.models.family_reference import (
 )
 from torch import Tensor
 
+from vastdet.detr.dino import dino_criterion
 from vastdet.model_zoo.deformable_models import dino_transformer_pairs
 from vastdet.model_zoo.key_map import Converter
-from vastdet.models.dino.dino import DINO, build_criterion, build_transformer
+from vastdet.models.dino.dino import DINO, build_transformer
 
 
 def converter() -> Converter:
@@ -25,7 +26,7 @@ def converter() -> Converter:
 
 def small_dino(cfg: CfgNode, state_dict: dict[str, Tensor]) -> DINO:
     """Our model with the authors' weights; its input is normalised already."""
-    model = small_model(DINO, cfg.MODEL.DINO, build_transformer, build_criterion, 25)
+    model = small_model(DINO, cfg.MODEL.DINO, build_transformer, dino_criterion, 25)
     model.load_state_dict(converter().to_detectron2(state_dict))
     assert isinstance(model, DINO)
     return model

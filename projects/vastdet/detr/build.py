@@ -4,6 +4,7 @@
 `cfg` is the whole config and `node` the member's; `detr.config_keys` adds the keys that are read.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone
 
 from vastdet.detr.criterion import LossWeights
-from vastdet.detr.denoising import ContrastiveDenoising
+from vastdet.detr.denoising import ContrastiveDenoising, ContrastiveGroups
 from vastdet.detr.dn_denoising import DNDenoising
 from vastdet.detr.losses import ClassLoss, FocalLoss, SigmoidCrossEntropyLoss
 from vastdet.detr.matcher import HungarianMatcher, focal_cost
@@ -75,9 +76,15 @@ def levels_to_tokens(
 
 
 def contrastive_denoising(
-    node: CfgNode, denoising: type[ContrastiveDenoising] = ContrastiveDenoising, *, eps: float
-) -> ContrastiveDenoising | None:
-    """The denoising queries of DINO, None where `DENOISING.NUM_QUERIES` is 0."""
+    node: CfgNode,
+    denoising: Callable[..., ContrastiveGroups] = ContrastiveDenoising,
+    *,
+    eps: float,
+) -> ContrastiveGroups | None:
+    """The denoising queries of DINO, None where `DENOISING.NUM_QUERIES` is 0.
+
+    `denoising` takes what `ContrastiveDenoising` takes.
+    """
     if not node.DENOISING.NUM_QUERIES:
         return None
     return denoising(

@@ -95,3 +95,19 @@ def add_loss_and_matcher_keys(node: CfgNode) -> None:
     add_weight_keys(node.LOSS, class_weight=1.0)
     node.MATCHER = CfgNode()
     add_weight_keys(node.MATCHER, class_weight=2.0)
+
+
+def add_dino_keys(node: CfgNode) -> None:
+    """Keys of DINO and of detectors that change parts of it; the 4-scale model is the default."""
+    add_deformable_keys(node)
+    node.NUM_QUERIES = 900
+    # Of the position encoding: 20 and 0 in the authors' code, 10000 and -0.5 in detrex.
+    node.POSITION_TEMPERATURE = 20.0
+    node.POSITION_OFFSET = 0.0
+    # Whether all decoder layers predict with one class and one box head (the authors' code), or
+    # each with its own (detrex).
+    node.SHARE_HEADS = True
+
+    add_contrastive_denoising_keys(node)
+    add_loss_and_matcher_keys(node)
+    add_focal_keys(node.LOSS)

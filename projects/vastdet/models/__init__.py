@@ -18,6 +18,7 @@ from vastdet.models.dino import add_dino_config
 from vastdet.models.dn_detr import add_dn_detr_config
 from vastdet.models.fcos import add_fcos_config
 from vastdet.models.h_deformable_detr import add_h_deformable_detr_config
+from vastdet.models.prova import add_prova_config
 from vastdet.models.rank_detr import add_rank_detr_config
 from vastdet.models.relation_detr import add_relation_detr_config
 from vastdet.models.retinanet import ClippedRetinaNet  # noqa: F401  (registers it)
@@ -28,6 +29,7 @@ ARCHITECTURE_CONFIGS: tuple[Callable[[CfgNode], None], ...] = (
     add_fcos_config,
     add_atss_config,
     add_dino_config,
+    add_prova_config,
     add_relation_detr_config,
     add_deta_config,
     add_detr_config,
