@@ -2,9 +2,13 @@
 """Members of the DETR family beside transformers: same weights, images and process.
 
 Each MODEL is a name of `tools/convert_checkpoint.py --list` that ends in _transformers. Its random
-weights go from our network into theirs; at inference the largest difference of the outputs is
-printed, in training the losses. Calls take turns. With other work on the machine, take one thread
-and --processor-time.
+weights go from our network into theirs; at inference the largest differences of the outputs are
+printed, in training the numbers of parameters. Calls take turns. With other work on the machine,
+take one thread and --processor-time.
+
+bf16 is the fused network under autocast, as with TEST.AMP: weights and coordinates stay fp32.
+Scores of random weights lie close together, so that rounding decides which tokens become queries
+and in what order; outputs are therefore compared with the same tokens chosen.
 """
 
 import argparse
@@ -16,6 +20,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 
 from vastdet.engine.benchmarking import Spread, measure_memory, megabytes
@@ -31,6 +36,7 @@ from vastdet.model_zoo.twins import TransformersNetwork
 Calls = dict[str, Callable[[], object]]
 
 BATCH_NORM_EPS = 1e-5
+START_STD = 0.02
 # Operators of each kind, by a part of their names.
 KINDS = {
     "convolutions": ("convolution", "conv2d"),
@@ -45,11 +51,47 @@ def networks(model: str) -> tuple[CfgNode, nn.Module, TransformersNetwork]:
     if converter.twin is None:
         raise ValueError(f"{model} has no network of transformers; choose a name with that ending")
     cfg = get_config(converter.config)
-    ours = build_probe_model(cfg, None)
+    ours = with_small_weights(build_probe_model(cfg, None))
     theirs = converter.twin(cfg, converter.from_detectron2(ours.state_dict()), BATCH_NORM_EPS)
     if not isinstance(theirs, TransformersNetwork):
         raise ValueError(f"{model} is not of transformers; choose a name with that ending")
     return cfg, ours, theirs
+
+
+class SameChoice(TorchFunctionMode):
+    """Lets every network choose the tokens that the first one chose.
+
+    The choice is the only `topk` of a network. Afterwards `moved` is the number of places of the
+    ranking at which the network would have had another token, `missing` how many chosen tokens it
+    would not have had anywhere.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is chosen yet."""
+        super().__init__()
+        self.chosen: Tensor | None = None
+        self.moved = self.missing = 0
+
+    def __torch_function__(
+        self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        """Call `func`, but give `topk` the indices of the first one."""
+        result = func(*args, **(kwargs or {}))
+        if func not in (torch.topk, Tensor.topk):
+            return result
+        if self.chosen is None:
+            self.chosen = result.indices
+        self.moved = int((self.chosen != result.indices).sum())
+        self.missing = int((~torch.isin(self.chosen, result.indices)).sum())
+        return torch.return_types.topk((args[0].gather(1, self.chosen), self.chosen))
+
+
+def with_small_weights(model: nn.Module) -> nn.Module:
+    """Small random weights for layers that start at zero: boxes then depend on the image."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and not module.weight.any():
+            nn.init.normal_(module.weight, std=START_STD)
+    return model
 
 
 def inference_calls(model: str, size: tuple[int, int]) -> Calls:
@@ -57,19 +99,41 @@ def inference_calls(model: str, size: tuple[int, int]) -> Calls:
     _, ours, theirs = networks(model)
     one = fused(ours)
     image = torch.randn(3, *size)
-    with torch.inference_mode():
-        got, expected = outputs_of(ours, image), theirs(image)
-    difference = max(largest_difference(got[key], expected[key]) for key in expected)
-    print(f"\n{model}: logits and boxes differ by at most {difference:.1e}\n")
-
-    def without_gradients(call: Callable[[Any], object], argument: Any) -> Callable[[], object]:
-        return torch.inference_mode()(lambda: call(argument))
-
-    return {
-        "transformers": without_gradients(theirs, image),
-        "vastdet": without_gradients(lambda x: outputs_of(ours, x), image),
-        "vastdet, fused": without_gradients(lambda x: outputs_of(one, x), image),
+    calls = {
+        name: torch.inference_mode()(call)
+        for name, call in {
+            "transformers": lambda: theirs(image),
+            "vastdet": lambda: outputs_of(ours, image),
+            "vastdet, fused": lambda: outputs_of(one, image),
+            "vastdet, fused, bf16": torch.autocast("cpu", torch.bfloat16)(
+                lambda: outputs_of(one, image)
+            ),
+        }.items()
     }
+    print(f"\n{model}\n")
+    print_differences(calls)
+    return calls
+
+
+def print_differences(calls: Calls) -> None:
+    """How far the outputs of each network are from those of the first, and of bf16 from fp32."""
+    print("| network | beside | logits, spread | logits differ by | boxes differ by | tokens |")
+    print("|---|---|---|---|---|---|")
+    names = list(calls)
+    pairs = [(names[0], names[1]), (names[1], names[2]), (names[2], names[3])]
+    for reference, name in pairs:
+        choice = SameChoice()
+        with choice:
+            expected, got = calls[reference](), calls[name]()
+        tokens = (
+            ""
+            if choice.chosen is None
+            else (f"{choice.missing} others, {choice.moved} places of {choice.chosen.numel()}")
+        )
+        gaps = [f"{largest_difference(got[key].float(), expected[key]):.1e}" for key in expected]
+        spread = float(expected["logits"].std())
+        print(f"| {name} | {reference} | {spread:.2f} | {' | '.join(gaps)} | {tokens} |")
+    print()
 
 
 def training_calls(model: str, size: tuple[int, int]) -> Calls:
@@ -175,6 +239,23 @@ def print_shares(calls: Calls) -> None:
         print(f"| {name} | " + " | ".join(f"{share:.0%}" for share in shares.values()) + " |")
 
 
+def print_times(seconds: dict[str, list[float]], memory: dict[str, str]) -> None:
+    """A row for each network; ratios are those of the rounds."""
+    print("| network | seconds | times as fast | than the row above | memory, MB |")
+    print("|---|---|---|---|---|")
+    before = next(iter(seconds.values()))
+    first = before
+    for name, values in seconds.items():
+        took = Spread.of(values)
+        ratios = [
+            Spread.of([a / b for a, b in zip(others, values, strict=True)])
+            for others in (first, before)
+        ]
+        cells = [f"{x.median:.2f} ({x.lower:.2f} to {x.upper:.2f})" for x in (took, *ratios)]
+        print(f"| {name} | {' | '.join(cells)} | {memory[name]} |", flush=True)
+        before = values
+
+
 def main() -> None:
     """Print a table for each model."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -195,15 +276,7 @@ def main() -> None:
             print_shares(calls)
             continue
         seconds, memory = measure(calls, options.repeats, clock)
-        print("| network | seconds | times as fast | memory, MB |\n|---|---|---|---|")
-        for name, values in seconds.items():
-            took = Spread.of(values)
-            ratio = Spread.of([a / b for a, b in zip(seconds["transformers"], values, strict=True)])
-            print(
-                f"| {name} | {took.median:.2f} ({took.lower:.2f} to {took.upper:.2f}) "
-                f"| {ratio.median:.2f} ({ratio.lower:.2f} to {ratio.upper:.2f}) | {memory[name]} |",
-                flush=True,
-            )
+        print_times(seconds, memory)
 
 
 if __name__ == "__main__":

@@ -158,7 +158,7 @@ def test_real_shapes(num_levels: int) -> None:
     [
         ([(90, 90), (9, 11), (1, 1)], 2),
         ([(7, 5), (3, 4), (1, 1)], 2),
-        ([(12, 12), (3, 4), (1, 1)], 1),
+        ([(20, 20), (3, 4), (1, 1)], 1),
     ],
 )
 def test_threads_and_other_images_change_no_bit(

@@ -24,7 +24,7 @@ namespace {
 constexpr int kForwardBlock = 32;
 // Heads are copied when the queries of a thread sample each cell at least so often, corners counted
 // (benchmarks/ms_deform_attn.md).
-constexpr int64_t kCopyReads = 8;
+constexpr int64_t kCopyReads = 3;
 
 // ---- The build that runs here ------------------------------------------------------------------
 
