@@ -93,3 +93,37 @@ def test_voc(repository: Path, tmp_path: Path) -> None:
     document = json.loads((tmp_path / "val_coco.json").read_text())
     assert document["images"][0]["file_name"] == "x.jpg"
     assert len(document["categories"]) == 20
+
+
+def test_categories_of_another_vocabulary(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = {
+        **DOCUMENT,
+        "images": [{**IMAGES[0], "neg_category_ids": [2]}, IMAGES[1]],
+    }
+    source = write(tmp_path / "old.json", document)
+    mapping = write(tmp_path / "map.json", {"1": {"new": 31}, "2": {"new": None}})
+    others = [{"id": k, "name": f"n{k}"} for k in (30, 31)]
+    categories = write(tmp_path / "new.json", others)
+    output = tmp_path / "out.json"
+    options = ["--input", source, "--mapping", mapping, "--categories", categories]
+    options = [*map(str, options), "--output", str(output)]
+    load(repository, "recategorized")([*options, "--key", "new"])
+    result = json.loads(output.read_text())
+    assert result["categories"] == others
+    assert [a["category_id"] for a in result["annotations"]] == [31]
+    assert result["images"] == IMAGES
+    printed = capsys.readouterr().out
+    assert "kept 1 of 2 boxes, of 1 of the 2 categories" in printed
+    assert "without a new category: b" in printed
+    for wrong, message in (
+        ({"1": {"other": 1}}, "name one by --key"),
+        ({"1": "a"}, "expected an id or null"),
+        ({"1": 77}, "such as 77, are not among the 2 new categories"),
+        ({"1": None}, "no box has a category that the other vocabulary has"),
+    ):
+        write(mapping, wrong)
+        with pytest.raises(SystemExit):
+            load(repository, "recategorized")(options)
+        assert message in capsys.readouterr().err

@@ -5,12 +5,13 @@ Each function takes the content of a COCO-format file and returns a new document
 not changed.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from vastdet.data.coco_records import FEDERATED_KEYS
 from vastdet.vocabulary import CategorySpace
 
 Document = dict[str, Any]
@@ -71,6 +72,57 @@ def v3det_ovd_base(document: Mapping[str, Any]) -> Document:
     annotations = [a for a in document["annotations"] if a["category_id"] in base]
     of_base = {**document, "annotations": annotations}
     return keep_images(of_base, {a["image_id"] for a in annotations})
+
+
+def recategorized(
+    document: Mapping[str, Any],
+    categories: Sequence[Mapping[str, Any]],
+    new_ids: Mapping[int, int | None],
+) -> tuple[Document, list[str]]:
+    """The document with the categories of another vocabulary; boxes of the others are left out.
+
+    Lists of an image's categories as LVIS has them would say something else of the new vocabulary
+    and are dropped. Images stay, with or without boxes.
+
+    Args:
+        document: the content of an annotation file.
+        categories: those of the other vocabulary, as its annotation files list them.
+        new_ids: old category id -> new id, or None where the other vocabulary lacks it. A category
+            that is not in it counts as lacking.
+
+    Returns:
+        The document, and the names of the old categories that have boxes and no new id.
+
+    Raises:
+        ValueError: a new id is not among `categories`, or no box is left.
+    """
+    known = {category["id"] for category in categories}
+    strange = sorted({i for i in new_ids.values() if i is not None} - known)
+    if strange:
+        raise ValueError(
+            f"{len(strange)} ids that old categories are mapped to, such as {strange[0]}, are not "
+            f"among the {len(known)} new categories; the mapping is of another vocabulary"
+        )
+    annotations, lost = [], set()
+    for annotation in document["annotations"]:
+        new = new_ids.get(annotation["category_id"])
+        if new is None:
+            lost.add(annotation["category_id"])
+        else:
+            annotations.append({**annotation, "category_id": new})
+    if not annotations:
+        raise ValueError("no box has a category that the other vocabulary has")
+    images = [
+        {key: value for key, value in image.items() if key not in FEDERATED_KEYS}
+        for image in document["images"]
+    ]
+    names = [c["name"] for c in document["categories"] if c["id"] in lost]
+    return {
+        **document,
+        "images": images,
+        "annotations": annotations,
+        "categories": list(categories),
+    }, names
 
 
 def objects365_present(
