@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from vastdet.detr.heads import prior_bias
 from vastdet.detr.query_selection import gather_tokens
 from vastdet.layers.attention import CrossAttention
 from vastdet.layers.mlp import FeedForward
@@ -26,6 +27,8 @@ from vastdet.models.cq_dino.scoring import (
     one_image,
 )
 
+# Of any category before training; absent ones then have next to no asymmetric loss.
+START_PROBABILITY = 0.1
 # The epsilon of BERT's norms, which the authors' layers are taken from.
 NORM_EPS = 1e-12
 
@@ -208,7 +211,8 @@ class CategorySelection(nn.Module):
         self.scoring = scoring or Scoring()
         self._cache: WeightCache[PreparedCategories] = WeightCache()
         nn.init.xavier_uniform_(self.score.weight)
-        nn.init.zeros_(self.score.bias)
+        # With 0.5 the loss of a vast vocabulary's absent categories would hide all others at first.
+        nn.init.constant_(self.score.bias, prior_bias(START_PROBABILITY))
 
     def forward(
         self,
