@@ -2,7 +2,8 @@
 """Two processes train as one does on the images of both, with few boxes and with none.
 
 A fresh process imports everything and forks the two for each member: real processes, of which the
-second has images without ground truth.
+second has images without ground truth. In float64: the order of images changes rounding, which some
+members enlarge and which decides near ties of queries and of matches.
 """
 
 import importlib
@@ -31,9 +32,9 @@ STEPS = [[(3, 1), (0, 3)], [(2, 1), (0, 0)]]
 # Softmax cross-entropy is a mean over the queries of a process, as in the authors' code.
 MEAN_OF_A_PROCESS = ("DETR", "Panoptic DETR")
 
-# The norm of the coarsest of five levels, of one cell, enlarges rounding: the order of the images
-# alone changes gradients of the first layers by 1.6e-5.
-BOUNDS = {"DETA": 1e-4}
+# The relation of boxes turns rounding of gradients into a million times more: 1e-9 was measured,
+# and 0.06 in float32.
+BOUNDS = {"Relation-DETR": 1e-7}
 
 
 def records(step: int, ranks: range) -> list[dict[str, Any]]:
@@ -47,7 +48,7 @@ def member(architecture: Architecture) -> nn.Module:
     cfg = get_cfg()
     add_vastdet_config(cfg)
     cfg.MODEL.DEVICE = "cpu"
-    return build(architecture, cfg)
+    return build(architecture, cfg).double()
 
 
 def same_for_all(draw: Callable[..., Noise]) -> Callable[..., Noise]:
@@ -133,13 +134,13 @@ def test_two_processes_train_as_one(architecture: Architecture, two: list[dict[s
         losses = max(float((mean[k] / expected["losses"][k] - 1).abs()) for k in counting)
         gradients = largest_gap(here["grads"], expected["grads"])
         print(f"{architecture.name}: step {step}, losses {losses:.1e}, gradients {gradients:.1e}")
-        # Measured: losses 3e-7 of their size, gradients 4e-6 where the largest is 1 to 23.
-        assert losses < 1e-5
-        assert gradients < BOUNDS.get(architecture.name, 1e-5)
+        # Measured: losses 1e-12 of their size, gradients 2e-12 where the largest is 1 to 23.
+        assert losses < 1e-9
+        assert gradients < BOUNDS.get(architecture.name, 1e-9)
         denoising = {k: x for k, x in mean.items() if k.endswith("_dn")}
         assert all(x > 0 for x in denoising.values())
         assert all((there["losses"][k] == 0) == (step == 1) for k in denoising)
-    assert largest_gap(first["weights"], one["weights"]) < 1e-5
+    assert largest_gap(first["weights"], one["weights"]) < 1e-9
     start = member(architecture).state_dict()
     assert largest_gap(first["weights"], start) > 1e-3
 

@@ -74,7 +74,7 @@ def run_decoder(
             position = position * decoder.query_position.query_scale(content)
 
         heads = layer.self_attn.num_heads
-        mask = torch.zeros(batch, heads, num_queries, num_queries)
+        mask = content.new_zeros(batch, heads, num_queries, num_queries)
         if relation is not None and i > 0:
             mask = bias_of(relation, predicted[-2], predicted[-1])
         if blocked is not None:

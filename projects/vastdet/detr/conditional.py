@@ -20,6 +20,7 @@ from vastdet.detr.structures import Queries
 from vastdet.detr.tokens import Tokens
 from vastdet.layers.attention import attend
 from vastdet.layers.mlp import FeedForward, xavier_mlp
+from vastdet.layers.precision import at_least_float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +145,7 @@ class SizedSpatialQuery(SpatialQuery):
 
     def forward(self, boxes: Tensor, content: Tensor, layer: int) -> Tensor:
         """Boxes (B, Q, 4) and contents (B, Q, C) to (B, Q, C)."""
-        ratios = self.size_head(content).float().sigmoid() / boxes[..., 2:]
+        ratios = at_least_float32(self.size_head(content)).sigmoid() / boxes[..., 2:]
         # The features of y come first.
         modulation = ratios.flip(-1).repeat_interleave(self.num_features, dim=-1)
         return super().forward(boxes, content, layer) * modulation.to(content.dtype)

@@ -17,6 +17,7 @@ from vastdet.detr.structures import LayerPredictions, SetPredictions, Targets
 from vastdet.layers.boxes import cxcywh_to_xyxy, generalized_iou
 from vastdet.layers.distributed import mean_over_ranks
 from vastdet.layers.observed_logits import DENOISING, PROPOSALS, logits_from
+from vastdet.layers.precision import at_least_float32
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ class SetCriterion(nn.Module):
         slots = matched.clamp(min=0)
         image = torch.arange(slots.shape[1], device=slots.device)[:, None]
         gt_boxes = targets.boxes[image, slots]
-        boxes = layers.boxes.float()
+        boxes = at_least_float32(layers.boxes)
         iou, giou = generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(gt_boxes), self.giou_eps)
         labels = torch.where(is_matched, targets.labels[image, slots], -1)
         l1 = (boxes - gt_boxes).abs().sum(dim=-1)

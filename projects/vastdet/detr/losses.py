@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vastdet.layers.observed_logits import observed
+from vastdet.layers.precision import at_least_float32
 
 
 class ClassLoss(ABC):
@@ -71,11 +72,11 @@ class FocalLoss(ClassLoss):
         return self._absent(logits).sum(dim=-1) + torch.where(is_matched, change, 0.0)
 
     def _absent(self, logits: Tensor) -> Tensor:
-        logits = logits.float()
+        logits = at_least_float32(logits)
         return (1 - self.alpha) * logits.sigmoid() ** self.gamma * F.softplus(logits)
 
     def _present(self, logits: Tensor) -> Tensor:
-        logits = logits.float()
+        logits = at_least_float32(logits)
         return self.alpha * (-logits).sigmoid() ** self.gamma * F.softplus(-logits)
 
 
@@ -87,8 +88,9 @@ class SigmoidCrossEntropyLoss(ClassLoss):
 
     def per_query(self, logits: Tensor, labels: Tensor, ious: Tensor) -> Tensor:
         """See `ClassLoss`; IoUs do not matter."""
-        present = logits.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1).float()
-        return F.softplus(logits.float()).sum(dim=-1) - torch.where(labels >= 0, present, 0.0)
+        present = at_least_float32(logits.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1))
+        absent = F.softplus(at_least_float32(logits)).sum(dim=-1)
+        return absent - torch.where(labels >= 0, present, 0.0)
 
 
 class VarifocalLoss(ClassLoss):
@@ -106,15 +108,15 @@ class VarifocalLoss(ClassLoss):
     def per_query(self, logits: Tensor, labels: Tensor, ious: Tensor) -> Tensor:
         """See `ClassLoss`."""
         present = logits.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-        change = self._present(present, ious.float()) - self._absent(present)
+        change = self._present(present, at_least_float32(ious)) - self._absent(present)
         return self._absent(logits).sum(dim=-1) + torch.where(labels >= 0, change, 0.0)
 
     def _absent(self, logits: Tensor) -> Tensor:
-        logits = logits.float()
+        logits = at_least_float32(logits)
         return self.alpha * logits.detach().sigmoid() ** self.gamma * F.softplus(logits)
 
     def _present(self, logits: Tensor, target: Tensor) -> Tensor:
-        logits = logits.float()
+        logits = at_least_float32(logits)
         return target * (F.softplus(logits) - target * logits)
 
 
@@ -131,7 +133,7 @@ class GIoUAwareLoss(FocalLoss):
 
     def per_query(self, logits: Tensor, labels: Tensor, ious: Tensor) -> Tensor:
         """See `ClassLoss`; `ious` hold the targets t."""
-        present = logits.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1).float()
+        present = at_least_float32(logits.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1))
         weight = self.alpha * (ious - present.sigmoid()).abs() ** self.gamma
         change = weight * (F.softplus(present) - ious * present) - self._absent(present)
         return self._absent(logits).sum(dim=-1) + torch.where(labels >= 0, change, 0.0)
@@ -155,7 +157,7 @@ class CrossEntropyLoss(ClassLoss):
     def per_query(self, logits: Tensor, labels: Tensor, ious: Tensor) -> Tensor:
         """See `ClassLoss`; logit K - 1 is no object, IoUs do not matter."""
         classes = torch.where(labels >= 0, labels, logits.shape[-1] - 1)
-        log_p = logits.float().log_softmax(dim=-1)
+        log_p = at_least_float32(logits).log_softmax(dim=-1)
         return -log_p.gather(-1, classes.unsqueeze(-1)).squeeze(-1) * self.weights(labels)
 
     def __call__(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vastdet.detr.structures import LayerPredictions, Targets
 from vastdet.layers.boxes import cxcywh_to_xyxy, generalized_iou
+from vastdet.layers.precision import at_least_float32
 
 
 class Assigner(ABC):
@@ -38,7 +39,7 @@ def focal_cost(
     eps: float = 1e-8,
 ) -> Tensor:
     """What the focal loss would change if the class were present (Zhu et al. 2021); a ClassCost."""
-    p = logits.gather(-1, labels).float().sigmoid()
+    p = at_least_float32(logits.gather(-1, labels)).sigmoid()
     absent = (1 - alpha) * p**gamma * -torch.log(1 - p + eps)
     present = alpha * (1 - p) ** gamma * -torch.log(p + eps)
     return present - absent
@@ -58,7 +59,7 @@ def prompt_focal_cost(
     `focal_cost`, queries that are sure of many classes cost more with any box. A label of -1 is a
     class that is not among the K: none of the logits should be high.
     """
-    p = logits.float().sigmoid()
+    p = at_least_float32(logits).sigmoid()
     absent = (1 - alpha) * p**gamma * -torch.log(1 - p + eps)
     chosen = labels.clamp(min=0)
     likely = p.gather(-1, chosen)
@@ -69,7 +70,7 @@ def prompt_focal_cost(
 
 def softmax_cost(logits: Tensor, labels: Tensor) -> Tensor:
     """Minus the probability of the class (Carion et al. 2020, section 3.1); a ClassCost."""
-    return -logits.float().softmax(dim=-1).gather(-1, labels)
+    return -at_least_float32(logits).softmax(dim=-1).gather(-1, labels)
 
 
 class HungarianMatcher(Assigner):
@@ -98,12 +99,12 @@ class HungarianMatcher(Assigner):
 
     @torch.no_grad()
     def cost(self, predictions: LayerPredictions, targets: Targets) -> Tensor:
-        """(N, B, Q, G) float32; the columns of empty slots mean nothing."""
-        logits, boxes = predictions.logits, predictions.boxes.float()
+        """(N, B, Q, G), at least float32; the columns of empty slots mean nothing."""
+        logits, boxes = predictions.logits, at_least_float32(predictions.boxes)
         num_layers, _, num_queries, _ = logits.shape
         labels = targets.labels[None, :, None].expand(num_layers, -1, num_queries, -1)
         class_cost = self.class_cost(logits, labels)
-        gt_boxes = targets.boxes.expand(num_layers, -1, -1, -1)
+        gt_boxes = targets.boxes.to(boxes.dtype).expand(num_layers, -1, -1, -1)
         l1_cost = torch.cdist(boxes, gt_boxes, p=1)
         _, giou = generalized_iou(
             cxcywh_to_xyxy(boxes).unsqueeze(3),

@@ -22,6 +22,7 @@ from vastdet.detr.losses import ClassLoss
 from vastdet.detr.matcher import Assigner
 from vastdet.detr.structures import LayerPredictions, Targets
 from vastdet.layers.boxes import cxcywh_to_xyxy
+from vastdet.layers.precision import at_least_float32
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,8 @@ class OverlapAssigner(Assigner):
                 f"references are {None if references is None else tuple(references.shape)}; give "
                 "such queries a HungarianMatcher"
             )
-        starts = cxcywh_to_xyxy(references.float())
-        boxes = cxcywh_to_xyxy(targets.boxes.float())
+        starts = cxcywh_to_xyxy(at_least_float32(references))
+        boxes = cxcywh_to_xyxy(at_least_float32(targets.boxes))
         found = []
         for i, count in enumerate(targets.num_boxes):
             found.append(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vastdet.detr.prompt import PromptedTokens
 from vastdet.detr.structures import LayerPredictions
 from vastdet.detr.tokens import Tokens
+from vastdet.layers.precision import at_least_float32
 
 # Size of a proposal on level l: BASE_SIZE * 2^l of the image's sides (Zhu et al. 2021, A.4).
 BASE_SIZE = 0.05
@@ -104,7 +105,7 @@ class HeadSelection(nn.Module):
     ) -> SelectedTokens:
         """The candidates `indices` (B, Q) of those with logits (B, S, K)."""
         chosen = gather_tokens(features, indices)
-        moved = self.box_head(chosen).float() + gather_tokens(proposals, indices)
+        moved = at_least_float32(self.box_head(chosen)) + gather_tokens(proposals, indices)
         predictions = LayerPredictions(gather_tokens(logits, indices)[None], moved.sigmoid()[None])
         return SelectedTokens(indices, chosen, predictions)
 
@@ -209,7 +210,7 @@ class ObjectnessSelection(TokenSelection):
         indices = logits[..., 0].topk(self.num_queries, dim=1).indices
         if not self.training:
             return self.select(features, proposals, logits, indices)
-        boxes = (self.box_head(features).float() + proposals).sigmoid()
+        boxes = (at_least_float32(self.box_head(features)) + proposals).sigmoid()
         predictions = LayerPredictions(logits[None], boxes[None])
         return SelectedOfAll(indices, gather_tokens(features, indices), predictions)
 

@@ -17,6 +17,7 @@ from vastdet.detr.structures import LayerPredictions, Queries
 from vastdet.detr.tokens import Tokens
 from vastdet.layers.mlp import xavier_mlp
 from vastdet.layers.positions import sine_features
+from vastdet.layers.precision import at_least_float32
 
 
 class LearnedPositions(nn.Module):
@@ -49,7 +50,7 @@ class LearnedCenters(LearnedPositions):
     def forward(self, memory: Tokens) -> tuple[Queries, LayerPredictions | None]:
         """The same queries for every image, and no proposals."""
         queries, proposals = super().forward(memory)
-        points = self.ref_point_head(queries.position).float().sigmoid()
+        points = at_least_float32(self.ref_point_head(queries.position)).sigmoid()
         return replace(queries, boxes=points), proposals
 
 
@@ -67,7 +68,8 @@ class LearnedAnchors(nn.Module):
 
     def forward(self, memory: Tokens) -> tuple[Queries, LayerPredictions | None]:
         """The same queries for every image, and no proposals."""
-        boxes = self.box_logits.weight.float().sigmoid().expand(len(memory.values), -1, -1)
+        boxes = at_least_float32(self.box_logits.weight).sigmoid()
+        boxes = boxes.expand(len(memory.values), -1, -1)
         content = memory.values.new_zeros(*boxes.shape[:2], self.embed_dim)
         return Queries(content, boxes), None
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vastdet.layers.boxes import inverse_sigmoid
+from vastdet.layers.precision import at_least_float32
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,10 @@ class Refinement(ABC):
 
         `eps` bounds the logits, None for the one that the refinement has.
         """
-        logits = inverse_sigmoid(references.float(), self.eps if eps is None else eps)
+        logits = inverse_sigmoid(at_least_float32(references), self.eps if eps is None else eps)
         if logits.shape[-1] == 2:
             logits = torch.cat([logits, torch.zeros_like(logits)], dim=-1)
-        return (delta.float() + logits).sigmoid()
+        return (at_least_float32(delta) + logits).sigmoid()
 
 
 class FixedReferences(Refinement):
@@ -154,4 +155,4 @@ class DirectBoxes(Refinement):
         is_last: bool,
     ) -> tuple[Tensor, References]:
         """See `Refinement.step`; references are handed on unread."""
-        return box_head(normed).float().sigmoid(), references
+        return at_least_float32(box_head(normed)).sigmoid(), references

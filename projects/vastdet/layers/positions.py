@@ -9,6 +9,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from vastdet.layers.precision import at_least_float32
+
 
 def sine_features(coordinates: Tensor, num_features: int, temperature: float) -> Tensor:
     """Features sin, cos, sin, cos, ... of each coordinate, from high to low frequency.
@@ -19,11 +21,12 @@ def sine_features(coordinates: Tensor, num_features: int, temperature: float) ->
         temperature: ratio of the highest to (nearly) the lowest frequency.
 
     Returns:
-        (..., n * D), coordinate by coordinate, in float32.
+        (..., n * D), coordinate by coordinate, in float32, or float64 for such coordinates.
     """
-    half = torch.arange(num_features // 2, dtype=torch.float32, device=coordinates.device)
+    coordinates = at_least_float32(coordinates)
+    half = torch.arange(num_features // 2, dtype=coordinates.dtype, device=coordinates.device)
     frequencies = temperature ** (-2 * half / num_features)
-    angles = coordinates.float().unsqueeze(-1) * frequencies
+    angles = coordinates.unsqueeze(-1) * frequencies
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-3)
 
 

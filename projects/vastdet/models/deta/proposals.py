@@ -15,6 +15,7 @@ from vastdet.detr.query_source import ProposedBoxes
 from vastdet.detr.structures import LayerPredictions, Queries
 from vastdet.detr.tokens import Tokens
 from vastdet.layers.boxes import cxcywh_to_xyxy
+from vastdet.layers.precision import at_least_float32
 
 
 class BalancedSelection(ObjectnessSelection):
@@ -55,7 +56,7 @@ class BalancedSelection(ObjectnessSelection):
         """
         features, proposals = self.candidates(tokens)
         logits = self.class_head(features)
-        boxes = (self.box_head(features).float() + proposals).sigmoid()
+        boxes = (at_least_float32(self.box_head(features)) + proposals).sigmoid()
         scores = logits[..., 0].detach().float()
         corners = cxcywh_to_xyxy(boxes.detach()).clamp(0, 1)
         areas = [height * width for height, width in tokens.sizes]

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from vastdet.detr.criterion import SetCriterion
 from vastdet.detr.structures import SetPredictions, Targets
+from vastdet.layers.precision import at_least_float32
 
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 
@@ -77,7 +78,8 @@ def mask_losses(logits: Tensor, gt_masks: Tensor) -> tuple[Tensor, Tensor]:
     The focal loss (Lin et al. 2017) is the mean over pixels, the dice loss (Milletari et al. 2016)
     has 1 added above and below the line.
     """
-    logits, masks = logits.float().flatten(1), gt_masks.float().flatten(1)
+    logits = at_least_float32(logits).flatten(1)
+    masks = gt_masks.to(logits.dtype).flatten(1)
     focal = sigmoid_focal_loss(logits, masks, alpha=FOCAL_ALPHA, gamma=FOCAL_GAMMA)
     p = logits.sigmoid()
     shared = 2 * (p * masks).sum(dim=1) + 1

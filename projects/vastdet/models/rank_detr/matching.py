@@ -14,6 +14,7 @@ from torch import Tensor
 from vastdet.detr.matcher import HungarianMatcher
 from vastdet.detr.structures import LayerPredictions, Targets
 from vastdet.layers.boxes import cxcywh_to_xyxy, generalized_iou
+from vastdet.layers.precision import at_least_float32
 
 
 def training_iteration() -> int:
@@ -51,14 +52,14 @@ class HighOrderMatcher(HungarianMatcher):
 
     @torch.no_grad()
     def cost(self, predictions: LayerPredictions, targets: Targets) -> Tensor:
-        """(N, B, Q, G) float32; the columns of empty slots mean nothing."""
+        """(N, B, Q, G), at least float32; the columns of empty slots mean nothing."""
         if self.iteration() < self.start_iteration:
             return super().cost(predictions, targets)
         num_layers, _, num_queries, _ = predictions.logits.shape
         labels = targets.labels[None, :, None].expand(num_layers, -1, num_queries, -1)
-        probability = predictions.logits.gather(-1, labels).float().sigmoid()
+        probability = at_least_float32(predictions.logits.gather(-1, labels)).sigmoid()
         iou, _ = generalized_iou(
-            cxcywh_to_xyxy(predictions.boxes.float()).unsqueeze(3),
+            cxcywh_to_xyxy(at_least_float32(predictions.boxes)).unsqueeze(3),
             cxcywh_to_xyxy(targets.boxes)[:, None],
             self.giou_eps,
         )

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vastdet.layers.precision import at_least_float32
+
 # Keeps divisors above zero, as in the authors' code.
 SIZE_EPS = 1e-5
 
@@ -43,12 +45,13 @@ class PositionRelation(nn.Module):
         super().__init__()
         self.projection = nn.Conv2d(4 * num_features, num_heads, 1)
         exponents = torch.arange(num_features // 2, dtype=torch.float32) * (2 / num_features)
-        self.register_buffer("periods", temperature**exponents, False)
+        self.register_buffer("exponents", exponents, False)
+        self.temperature = temperature
         self.scale = scale
 
     def forward(self, sources: Tensor, targets: Tensor) -> Tensor:
         """Boxes (B, N, 4) and (B, M, 4) to (B, H, N, M), 0 or more."""
-        sources, targets = sources.detach().float(), targets.detach().float()
+        sources, targets = at_least_float32(sources.detach()), at_least_float32(targets.detach())
         # Of each number sine and cosine take turns, from high to low frequency.
         weight = self.projection.weight.flatten(1).unflatten(1, (4, -1, 2))
         assert self.projection.bias is not None
@@ -73,7 +76,8 @@ class PositionRelation(nn.Module):
         """
         distances = (sources[:, :, None, axis] - targets[:, None, :, axis]).abs()
         logs = torch.log(distances / (sources[:, :, None, 2 + axis] + SIZE_EPS) + 1)
-        angles = (logs * self.scale).flatten(1)[:, None] / self.periods[:, None]
+        periods = self.temperature ** self.exponents.to(logs.dtype)
+        angles = (logs * self.scale).flatten(1)[:, None] / periods[:, None]
         sine, cosine = weight.unbind(-1)
         part = sine @ angles.sin().to(sine.dtype) + cosine @ angles.cos().to(sine.dtype)
         return part.unflatten(-1, logs.shape[1:])
@@ -95,5 +99,6 @@ class PositionRelation(nn.Module):
         In float64: angles reach a thousand, and differences of their sines must be exact.
         """
         logs = torch.log(boxes[..., 2:].double() + SIZE_EPS)
-        angles = (logs[..., None] * self.scale / self.periods.double()).flatten(-2)
+        periods = self.temperature ** self.exponents.double()
+        angles = (logs[..., None] * self.scale / periods).flatten(-2)
         return angles.sin(), angles.cos()
