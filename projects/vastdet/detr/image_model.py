@@ -6,6 +6,7 @@ B images of H x W pixels, G slots for ground-truth boxes.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -99,7 +100,7 @@ class ImageModel(nn.Module, ABC, Generic[Predictions]):
         return (image.to(self.device) - self.pixel_mean) / self.pixel_std
 
     def targets(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Targets:
-        """The ground truth of a batch.
+        """The ground truth of a batch, boxes in float32, or float64 for such a model.
 
         Raises:
             ValueError: an input has no `instances`.
@@ -112,7 +113,9 @@ class ImageModel(nn.Module, ABC, Generic[Predictions]):
                 )
         instances = [x["instances"] for x in batched_inputs]
         names = [str(x.get("file_name", f"image {i}")) for i, x in enumerate(batched_inputs)]
-        return Targets.from_instances(instances, names, self.device)
+        targets = Targets.from_instances(instances, names, self.device)
+        dtype = torch.promote_types(self.pixel_mean.dtype, torch.float32)
+        return replace(targets, boxes=targets.boxes.to(dtype))
 
     def padded_batch(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """One batch (B, 3, H, W) of images, and its mask (B, H, W), True at padding."""

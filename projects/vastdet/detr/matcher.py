@@ -104,7 +104,7 @@ class HungarianMatcher(Assigner):
         num_layers, _, num_queries, _ = logits.shape
         labels = targets.labels[None, :, None].expand(num_layers, -1, num_queries, -1)
         class_cost = self.class_cost(logits, labels)
-        gt_boxes = targets.boxes.to(boxes.dtype).expand(num_layers, -1, -1, -1)
+        gt_boxes = targets.boxes.expand(num_layers, -1, -1, -1)
         l1_cost = torch.cdist(boxes, gt_boxes, p=1)
         _, giou = generalized_iou(
             cxcywh_to_xyxy(boxes).unsqueeze(3),

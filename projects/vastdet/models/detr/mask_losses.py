@@ -118,8 +118,8 @@ class MaskCriterion(SetCriterion):
         gt_masks = targets.masks[image, matched[image, query].clamp(min=0)]
         gt_masks = F.pad(gt_masks, (0, width - gt_masks.shape[2], 0, height - gt_masks.shape[1]))
         focal, dice = mask_losses(logits, gt_masks)
-        scale = min(num_masks, 1) / num_boxes
+        counts = min(num_masks, 1)
         return {
-            "loss_mask": focal * scale * self.mask_weight,
-            "loss_dice": dice * scale * self.dice_weight,
+            "loss_mask": counts * self.mask_weight * focal / num_boxes,
+            "loss_dice": counts * self.dice_weight * dice / num_boxes,
         }
