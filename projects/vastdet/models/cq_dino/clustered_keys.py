@@ -13,6 +13,8 @@ from torch.nn import functional as F
 # Keys that each centre is learned from, at most, and rounds of k-means.
 KEYS_PER_CLUSTER = 64
 NUM_ROUNDS = 8
+# Vectors that the keys of a cluster are compared with.
+NUM_VECTORS = 16
 # Keys whose similarities to all centres are computed at once.
 CHUNK = 16384
 
@@ -52,10 +54,10 @@ class ClusteredKeys:
         return cls(keys[order], order, starts, centers)
 
     def best(self, vectors: Tensor, *, num_best: int, num_scanned: int) -> Tensor:
-        """The keys with the highest products with any of the vectors.
+        """The keys with the highest products with any of the vectors, nearly.
 
         Clusters are looked at in the order of the products of their centres, until they hold
-        `num_scanned` keys.
+        `num_scanned` keys, and each with the vectors that its centre has the highest products with.
 
         Args:
             vectors: (S, D).
@@ -65,18 +67,22 @@ class ClusteredKeys:
         Returns:
             (N,) int64, best first.
         """
-        by_center = (vectors @ self.centers.T).amax(0).argsort(descending=True)
-        scores, ids, count = [], [], 0
-        for cluster in by_center.tolist():
+        products = vectors @ self.centers.T
+        order = products.amax(0).argsort(descending=True)
+        starts = torch.tensor(self.starts)
+        sizes = starts.diff()[order.cpu()]
+        num_needed = int((sizes.cumsum(0) < num_scanned).sum()) + 1
+        chosen = order[:num_needed]
+        # Where there is one cluster, its centre says little of its keys.
+        num_vectors = len(vectors) if len(self.centers) == 1 else min(NUM_VECTORS, len(vectors))
+        nearest = vectors[products[:, chosen].topk(num_vectors, dim=0).indices.T]
+        scores, ids = [], []
+        for cluster, own in zip(chosen.tolist(), nearest, strict=True):
             start, stop = self.starts[cluster], self.starts[cluster + 1]
             # One cluster at a time: its products stay in the cache.
-            scores.append((vectors @ self.keys[start:stop].T).amax(0))
+            scores.append((own @ self.keys[start:stop].T).amax(0))
             ids.append(self.ids[start:stop])
-            count += stop - start
-            if count >= num_scanned:
-                break
-        order = torch.cat(scores).topk(num_best).indices
-        return torch.cat(ids)[order]
+        return torch.cat(ids)[torch.cat(scores).topk(num_best).indices]
 
 
 def _centers(keys: Tensor, num_clusters: int) -> Tensor:

@@ -21,6 +21,8 @@ from vastdet.models.cq_dino.selection import (
     SelectedCategories,
 )
 
+# So many keys are compared with every token.
+UNCLUSTERED = 4096
 # Queries whose keys are computed at once.
 CHUNK = 16384
 
@@ -45,8 +47,8 @@ class Shortlist:
             )
 
     def num_clusters(self, num_categories: int) -> int:
-        """Clusters of about as many keys as there are clusters; one where all keys are scanned."""
-        return 1 if num_categories <= self.num_scanned else round(num_categories**0.5)
+        """Clusters of about as many keys as there are clusters; one where these are few."""
+        return 1 if num_categories <= UNCLUSTERED else round(num_categories**0.5)
 
 
 class TokenMatch(nn.Module):
