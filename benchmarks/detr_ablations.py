@@ -14,11 +14,12 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from equal_time import Study, argument_parser
 
 from vastdet import model_zoo
+from vastdet.detr.dino import LOGIT_EPS
 from vastdet.detr.query_source import AnchorsWithContent
 from vastdet.detr.refinement import IterativeRefinement
 from vastdet.engine.config_files import choose_device, merge_opts
 from vastdet.engine.model_benchmark import Workload
-from vastdet.models.dino.dino import DINO, LOGIT_EPS
+from vastdet.models.dino.dino import DINO
 
 BATCH_SIZE, HEIGHT, WIDTH, NUM_QUERIES = 8, 96, 128, 60
 
