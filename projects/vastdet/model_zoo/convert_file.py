@@ -234,6 +234,8 @@ def expected_tensors(
     with torch.device("meta"):
         if converter.config:
             without_pretrained(cfg)
+            if converter.without_data is not None:
+                converter.without_data(cfg)
             return build_model(cfg).state_dict()
         cfg.MODEL.BACKBONE.FREEZE_AT = 0
         return build_backbone(cfg).state_dict()

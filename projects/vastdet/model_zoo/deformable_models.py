@@ -77,7 +77,7 @@ def layer_pairs(names: dict[str, str], source: str, ours: str) -> list[Pair]:
     is_decoder = "cross_attn" in names
     for part, theirs in names.items():
         old, new = f"{source}.{theirs}", f"{ours}.{part}"
-        if part == "self_attn" and is_decoder:
+        if part == "prompt_attn" or (part == "self_attn" and is_decoder):
             pairs += [Pair(f"{old}.in_proj_{t}", f"{new}.in_proj_{t}") for t in ("weight", "bias")]
             pairs += weight_and_bias(f"{old}.out_proj", f"{new}.out_proj")
         elif part in ("self_attn", "cross_attn"):

@@ -153,6 +153,8 @@ class Converter:
         twin: builds the other code base's network from our config, its own weights and the epsilon
             of its batch norms; raises ImportError where that code base is not installed. None
             where it is no package.
+        without_data: changes our config in place so that a model of the same tensors is built
+            without files of a dataset; None where it needs none.
     """
 
     name: str
@@ -164,6 +166,7 @@ class Converter:
     backbone: tuple[Any, ...] = ()
     fit: Callable[[StateDict, Mapping[str, Tensor]], StateDict] | None = None
     twin: Callable[[CfgNode, StateDict, float], Network] | None = None
+    without_data: Callable[[CfgNode], None] | None = None
 
     @cached_property
     def _by_source(self) -> dict[str, Pair]:

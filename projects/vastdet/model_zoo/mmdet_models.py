@@ -47,12 +47,23 @@ SELECTION = "transformer.query_source.selection"
 def common_pairs() -> list[Pair]:
     """Backbone, neck, level embedding, encoder and decoder layers."""
     pairs = resnet_pairs(50, "backbone.", "backbone.")
-    for i in range(NUM_LEVELS):
-        theirs = f"neck.convs.{i}" if i < NUM_MAPS else f"neck.extra_convs.{i - NUM_MAPS}"
-        pairs.append(Pair(f"{theirs}.conv.weight", f"neck.convs.{i}.weight"))
-        pairs += weight_and_bias(f"{theirs}.gn", f"neck.norms.{i}")
+    pairs += neck_pairs(NUM_MAPS, NUM_LEVELS, bias=False)
     pairs.append(Pair("level_embed", "transformer.to_tokens.level_embedding"))
     return pairs + stack_pairs(MMDET, NUM_LAYERS, NUM_LAYERS, source="")
+
+
+def neck_pairs(num_maps: int, num_levels: int, *, bias: bool) -> list[Pair]:
+    """The level projections: `neck.convs` for the maps, `neck.extra_convs` beyond.
+
+    `bias` says whether the convolutions have one.
+    """
+    pairs: list[Pair] = []
+    for i in range(num_levels):
+        theirs = f"neck.convs.{i}" if i < num_maps else f"neck.extra_convs.{i - num_maps}"
+        conv = weight_and_bias(f"{theirs}.conv", f"neck.convs.{i}")
+        pairs += conv if bias else conv[:1]
+        pairs += weight_and_bias(f"{theirs}.gn", f"neck.norms.{i}")
+    return pairs
 
 
 def without_neck_biases() -> dict[str, torch.Tensor]:

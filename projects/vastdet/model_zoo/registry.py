@@ -14,6 +14,7 @@ State in the table
 * `aliases` where older files have another name, `parts` where they keep what is one tensor in ours
   in several;
 * `constants` for what only our model has;
+* `without_data` where our model asks a dataset for its categories;
 * `twin` where the other code base can be imported, so that the tool compares outputs (`twins.py`).
 """
 
@@ -23,6 +24,7 @@ from functools import partial
 
 from vastdet.model_zoo import (
     conditional_models,
+    cq_dino_models,
     dab_deformable_models,
     deformable_models,
     dense_models,
@@ -46,6 +48,7 @@ from vastdet.model_zoo.transformers_models import (
 
 CONVERTERS: dict[str, Callable[[], Converter]] = {
     **conditional_models.CONVERTERS,
+    **cq_dino_models.CONVERTERS,
     "centernet2_R_50_FPN": centernet2_converter,
     "conditional_detr_R_50_transformers": conditional_detr_transformers_converter,
     "dab_detr_R_50_transformers": dab_detr_transformers_converter,

@@ -58,9 +58,11 @@ from vastdet.models.cq_dino.category_side import (
 from vastdet.models.cq_dino.presets import preset
 from vastdet.models.cq_dino.selection import SelectedCategories
 
-# Bounds the logits of reference boxes, and is added to the divisors of GIoU, in the authors' code.
+# Bounds the logits of reference boxes in the authors' code.
 LOGIT_EPS = 1e-3
-GIOU_EPS = 1e-6
+# Added to the divisors of GIoU. Theirs are areas in pixels and at least 1e-6: of an image of a
+# million pixels that is this share.
+GIOU_EPS = 1e-12
 
 
 @dataclass(frozen=True)
