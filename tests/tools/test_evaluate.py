@@ -199,7 +199,14 @@ def test_results_files_that_do_not_fit_exit_2(load_tool, tmp_path: Path, capsys)
 def test_ctrl_c_leaves_whole_files(repository: Path, arguments, files) -> None:
     """A real SIGINT as soon as the first file of the report is there: pictures take seconds."""
     command = [sys.executable, str(repository / "tools" / "evaluate.py"), *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Tests that a shell started in its background inherit that the signal is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     first = files["output"] / "per_category.csv"
     deadline = time.monotonic() + 120
     while not first.exists() and process.poll() is None and time.monotonic() < deadline:
