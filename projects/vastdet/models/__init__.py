@@ -6,6 +6,7 @@ from collections.abc import Callable
 from detectron2.config import CfgNode
 
 from vastdet.models.atss import add_atss_config
+from vastdet.models.box_classifier import add_box_classifier_config
 from vastdet.models.centernet2 import add_centernet2_config
 from vastdet.models.conditional_detr import add_conditional_detr_config
 from vastdet.models.cq_dino import add_cq_dino_config
@@ -43,4 +44,5 @@ ARCHITECTURE_CONFIGS: tuple[Callable[[CfgNode], None], ...] = (
     add_dab_deformable_detr_config,
     add_cq_dino_config,
     add_centernet2_config,
+    add_box_classifier_config,
 )

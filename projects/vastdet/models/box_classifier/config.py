@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Config keys of the box classifier."""
+
+from detectron2.config import CfgNode
+
+
+def add_box_classifier_config(cfg: CfgNode) -> None:
+    """Add `MODEL.BOX_CLASSIFIER`."""
+    node = cfg.MODEL.BOX_CLASSIFIER = CfgNode()
+    node.NUM_CLASSES = 80
+    # Maps of the backbone, each of which tells the classes by itself.
+    node.IN_FEATURES = ["res4", "res5"]
