@@ -225,6 +225,13 @@ def centernet2(cfg: CfgNode) -> None:
     node.POST_NMS_TOPK_TRAIN, node.POST_NMS_TOPK_TEST = 100, 50
 
 
+def box_classifier(cfg: CfgNode) -> None:
+    timm_pyramid(cfg, "build_timm_backbone", [])
+    cfg.MODEL.META_ARCHITECTURE = "BoxClassifier"
+    cfg.MODEL.TIMM.OUT_FEATURES = ["res3", "res4", "res5"]
+    cfg.MODEL.BOX_CLASSIFIER.NUM_CLASSES = NUM_CLASSES
+
+
 def fast_rcnn(cfg: CfgNode) -> None:
     faster_rcnn_fpn(cfg)
     cfg.MODEL.LOAD_PROPOSALS = True
@@ -238,6 +245,7 @@ class Architecture:
     name: str
     configure: Callable[[CfgNode], None]
     padding_invariant: bool = False  # whether other images of a batch may not change a result
+    finds_boxes: bool = True  # whether there are detections to compare
     learning_rate: float = 0.02
     steps: int = 10  # after which the loss must be lower
     # Prefixes of parameters whose gradient is zero on images as small as these.
@@ -348,6 +356,7 @@ ARCHITECTURES = [
     Architecture("Faster R-CNN C4", faster_rcnn_c4, steps=16),
     Architecture("Cascade R-CNN", cascade_rcnn),
     Architecture("CenterNet2", centernet2),
+    Architecture("Box classifier", box_classifier, finds_boxes=False),
     # Boxes under 112 pixels are all pooled from p2.
     Architecture("Fast R-CNN", fast_rcnn, idle=("backbone.fpn_output", "backbone.fpn_lateral")),
 ]

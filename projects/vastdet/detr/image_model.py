@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from detectron2.modeling import Backbone
+from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from vastdet.detr.structures import Targets
@@ -123,3 +124,16 @@ class ImageModel(nn.Module, ABC, Generic[Predictions]):
         sizes = [(x.shape[-2], x.shape[-1]) for x in images]
         mask = padding_mask_of(sizes, (batch.shape[-2], batch.shape[-1]))
         return batch, mask.to(self.device)
+
+
+def empty_instances(batched_input: Mapping[str, Any], like: Tensor) -> Instances:
+    """No detection, in the frame of the original image."""
+    image = batched_input["image"]
+    height = batched_input.get("height", image.shape[-2])
+    width = batched_input.get("width", image.shape[-1])
+    return Instances(
+        (height, width),
+        pred_boxes=Boxes(like.new_zeros(0, 4)),
+        scores=like.new_zeros(0),
+        pred_classes=like.new_zeros(0).long(),
+    )

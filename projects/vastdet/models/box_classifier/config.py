@@ -8,5 +8,5 @@ def add_box_classifier_config(cfg: CfgNode) -> None:
     """Add `MODEL.BOX_CLASSIFIER`."""
     node = cfg.MODEL.BOX_CLASSIFIER = CfgNode()
     node.NUM_CLASSES = 80
-    # Maps of the backbone, each of which tells the classes by itself.
+    # Maps of the backbone; each has a classifier of its own.
     node.IN_FEATURES = ["res4", "res5"]

@@ -6,10 +6,9 @@ from typing import Any
 
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
-from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from vastdet.detr.image_model import ImageModel
+from vastdet.detr.image_model import ImageModel, empty_instances
 from vastdet.detr.structures import Targets
 from vastdet.detr.tokens import resize_mask
 from vastdet.models.cq_dino.build import (
@@ -93,16 +92,3 @@ class CQDINOSelector(ImageModel[SelectedCategories]):
         nothing = [empty_instances(x, predictions.logits) for x in batched_inputs]
         outputs = selection_outputs(predictions)
         return [{"instances": none, **own} for none, own in zip(nothing, outputs, strict=True)]
-
-
-def empty_instances(batched_input: Mapping[str, Any], like: Tensor) -> Instances:
-    """No detection, in the frame of the original image."""
-    image = batched_input["image"]
-    height = batched_input.get("height", image.shape[-2])
-    width = batched_input.get("width", image.shape[-1])
-    return Instances(
-        (height, width),
-        pred_boxes=Boxes(like.new_zeros(0, 4)),
-        scores=like.new_zeros(0),
-        pred_classes=like.new_zeros(0).long(),
-    )
