@@ -74,6 +74,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--synonyms", action="store_true", help="prompts of the synonyms as well")
     parser.add_argument("--batch-size", metavar="N", type=int, default=256, help="default: 256")
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
+    parser.add_argument(
+        "--components",
+        metavar="D",
+        type=int,
+        help="keep D principal components of the embeddings over the vocabulary: what few names "
+        "say, such as a colour, counts more among them. The file can take more names by --append",
+    )
     parser.add_argument("--dim", metavar="D", type=int, help="numbers of a random embedding")
     parser.add_argument("--seed", metavar="N", type=int, help="of random embeddings")
     parser.add_argument(
@@ -88,6 +95,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     given = [value is not None for value in (options.dim, options.seed)]
     if given != [options.encoder == RANDOM] * 2:
         parser.error("--encoder random needs --dim and --seed, and they belong to it alone")
+    if options.components is not None and (options.encoder == RANDOM or options.append):
+        parser.error("--components is for a text encoder; with --append the file has its own")
     if options.first_id != 1 and not (options.names or options.name_list):
         parser.error("--first-id is for --names and --name-list; other vocabularies have ids")
     return options
@@ -126,7 +135,10 @@ def run(options: argparse.Namespace) -> None:
     space = vocabulary_of(options)
     try:
         if options.append is None:
-            save_category_embeddings(options.output, embed(space, options))
+            embeddings = embed(space, options)
+            if options.components is not None:
+                embeddings = embeddings.with_components(options.components)
+            save_category_embeddings(options.output, embeddings)
             added = len(space)
         else:
             options.templates = (
@@ -139,9 +151,10 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(str(error)) from error
     written = read_category_embeddings(options.output)
     prompts = f"{len(written.templates)} templates" if written.templates else "no templates"
+    reduced = "" if written.projection is None else f" (components of {written.encoder_dim})"
     print(
         f"{options.output}: {len(written)} categories, {added} of them new, {written.dim} numbers "
-        f"each by {written.encoder}, {prompts}"
+        f"each{reduced} by {written.encoder}, {prompts}"
     )
 
 

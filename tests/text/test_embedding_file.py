@@ -133,8 +133,8 @@ def test_other_files_are_refused(path: Path, tmp_path: Path) -> None:
 
     write()
     assert read_category_embeddings(other).dim == 3
-    write(version=2)
-    with pytest.raises(ValueError, match="has version 2, this vastdet reads 1"):
+    write(version=3)
+    with pytest.raises(ValueError, match="has version 3, this vastdet reads 1 and 2; update"):
         read_category_embeddings(other)
     for about in ({"names": ["a"]}, {"dataset_ids": [1, 1]}, {"dataset_ids": None}, {"new": 1}):
         write(**about)

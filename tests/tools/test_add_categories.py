@@ -1,16 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 from detectron2.modeling import build_model
+from tests.text.letter_encoder import LetterEncoder
 
 from vastdet.engine import VastdetCheckpointer
 from vastdet.engine.checkpoint import read_weights
 from vastdet.engine.config_files import load_config
-from vastdet.text import random_embeddings, save_category_embeddings
+from vastdet.text import (
+    add_category_embeddings,
+    embed_categories,
+    random_embeddings,
+    read_category_embeddings,
+    save_category_embeddings,
+)
 from vastdet.vocabulary import CategorySpace
 
 CONFIG = """
@@ -98,6 +106,30 @@ def test_writes_weights_and_a_vocabulary_that_a_model_takes_up(
     assert new[KEY].shape == (8, 16)
     assert all(torch.equal(new[k], x) for k, x in old.items() if k != KEY)
     assert "iteration" not in read_weights(str(output))
+
+
+def test_components_of_embeddings_take_new_names_too(
+    tool: ModuleType, trained: Path, tmp_path: Path
+) -> None:
+    old = CategorySpace.from_names([f"old {letter}" for letter in "abcdefghijklmnopqrst"])
+    old.save(tmp_path / "old.json")
+    path = tmp_path / "e.safetensors"
+    encoder = LetterEncoder(dim=24)
+    save_category_embeddings(path, embed_categories(old, encoder).with_components(16))
+    opts = ["MODEL.CQ_DINO.VOCABULARY", str(tmp_path / "old.json")]
+    opts += ["MODEL.CQ_DINO.NUM_CLASSES", "20", "MODEL.CQ_DINO.CATEGORY.EMBEDDINGS", str(path)]
+    torch.manual_seed(0)
+    model = build_model(load_config(trained / "config.yaml", opts))
+    VastdetCheckpointer(model, str(tmp_path)).save("model")
+    new = CategorySpace(("saola", "okapi"), (100, 101))
+    add_category_embeddings(path, new, partial(embed_categories, encoder=encoder))
+    arguments = ["--config-file", str(trained / "config.yaml"), "--embeddings", str(path)]
+    arguments += ["--weights", str(tmp_path / "model.pth"), "--output", str(tmp_path / "more.pth")]
+    arguments += ["--names", *new.names, "--first-id", "100"]
+    assert tool.main([*arguments, *opts]) == 0
+    queries = read_weights(str(tmp_path / "more.pth"))["model"][KEY]
+    # An untrained model has its embeddings as queries: nothing moves.
+    assert torch.equal(queries, read_category_embeddings(path).rows)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,29 @@ def test_a_dataset_by_a_text_encoder_then_more_names(
     assert "have another name there" in capsys.readouterr().err
 
 
+def test_components_then_more_names(
+    tool: Callable[..., int], output: Path, bert_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = ("--encoder", f"SentenceText:{bert_folder}", "--device", "cpu", "--templates", "{}")
+    command = ("--dataset", "generated_24_train", *encoder, "--output", output)
+    assert tool(*command) == 0
+    full = read_category_embeddings(output)
+    assert tool(*command, "--components", "5") == 0
+    assert "24 of them new, 5 numbers each (components of 8) by" in capsys.readouterr().out
+    before = read_category_embeddings(output)
+    assert torch.equal(before.rows, full.with_components(5).rows)
+    more = ("--names", full.names[7], "okapi", "--first-id", "1000")
+    assert tool(*more, *encoder, "--append", output, "--output", output) == 0
+    assert "26 categories, 2 of them new, 5 numbers" in capsys.readouterr().out
+    after = read_category_embeddings(output)
+    assert torch.equal(after.rows[:24], before.rows)
+    torch.testing.assert_close(after.rows[24], before.rows[7], rtol=0, atol=1e-5)
+    # D must be below the encoder's numbers.
+    assert tool(*command, "--components", "8") == 2
+    assert "expected at least 1 and fewer than 8" in capsys.readouterr().err
+    assert len(read_category_embeddings(output)) == 26
+
+
 def test_annotation_files_and_name_lists(
     tool: Callable[..., int], output: Path, tmp_path: Path
 ) -> None:
@@ -120,6 +143,8 @@ def test_an_absent_package_and_an_empty_list(
         ("--names", "a", "--encoder", "MiniLMText", "--dim", "4", "--seed", "0"),
         ("--names", "a", "--encoder", "MiniLMText", "--seed", "0"),
         ("--dataset", "generated_24_train", *RANDOM, "--first-id", "5"),
+        ("--names", "a", *RANDOM, "--components", "2"),
+        ("--names", "a", "--encoder", "MiniLMText", "--components", "2", "--append", "a"),
         (*RANDOM,),
     ],
 )

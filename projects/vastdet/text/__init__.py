@@ -13,10 +13,12 @@ from vastdet.text.embedding_file import (
     save_category_embeddings,
 )
 from vastdet.text.encoders import TEXT_ENCODER_REGISTRY, TextEncoder, build_text_encoder
+from vastdet.text.projection import Projection
 
 __all__ = [
     "TEXT_ENCODER_REGISTRY",
     "CategoryEmbeddings",
+    "Projection",
     "TextEncoder",
     "add_category_embeddings",
     "build_text_encoder",

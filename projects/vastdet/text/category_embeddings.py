@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Embeddings that know their categories, so that their order cannot slip.
 
-K categories, D numbers an embedding, N texts of several categories.
+K categories, D numbers an embedding, E of the encoder: D without a projection.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vastdet.text.encoders import TextEncoder
+from vastdet.text.projection import Projection
 from vastdet.vocabulary import CategorySpace
 from vastdet.vocabulary.prompts import DEFAULT_TEMPLATES, fill_templates, readable_name
 
@@ -36,7 +37,8 @@ class CategoryEmbeddings:
         encoder: what made them, as `TextEncoder.name`.
         templates: the prompt templates, () for random rows.
         synonyms: whether a category's other names went into its row.
-        probe: (D,) the encoder's embedding of `PROBE_TEXT`, None for random rows.
+        probe: (E,) the encoder's embedding of `PROBE_TEXT`, None for random rows.
+        projection: what made the rows of the encoder's, None where they are these.
 
     Raises:
         ValueError: no category, other numbers of names or ids than rows, an id given twice, rows
@@ -50,6 +52,7 @@ class CategoryEmbeddings:
     templates: tuple[str, ...] = ()
     synonyms: bool = False
     probe: Tensor | None = None
+    projection: Projection | None = None
 
     def __post_init__(self) -> None:
         shape = tuple(self.rows.shape)
@@ -64,8 +67,16 @@ class CategoryEmbeddings:
             )
         if len(set(self.dataset_ids)) != len(self.dataset_ids):
             raise ValueError("the dataset ids of embeddings must be unique; one is given twice")
-        if self.probe is not None and tuple(self.probe.shape) != shape[1:]:
-            raise ValueError(f"a probe of shape {tuple(self.probe.shape)} for embeddings {shape}")
+        if self.projection is not None and self.projection.weights.shape[1] != self.dim:
+            raise ValueError(
+                f"embeddings of {self.dim} numbers for a projection to "
+                f"{self.projection.weights.shape[1]}"
+            )
+        if self.probe is not None and tuple(self.probe.shape) != (self.encoder_dim,):
+            raise ValueError(
+                f"a probe of shape {tuple(self.probe.shape)} for embeddings {shape} by an encoder "
+                f"of {self.encoder_dim} numbers"
+            )
         bad = (~torch.isfinite(self.rows).all(dim=1)).nonzero().flatten().tolist()
         if bad:
             raise ValueError(
@@ -83,6 +94,11 @@ class CategoryEmbeddings:
     def dim(self) -> int:
         """D, the numbers of an embedding."""
         return self.rows.shape[1]
+
+    @property
+    def encoder_dim(self) -> int:
+        """E, the numbers of what the encoder gives."""
+        return self.dim if self.projection is None else len(self.projection.mean)
 
     def rows_of(self, space: CategorySpace, *, where: str = "the embeddings") -> Tensor:
         """The rows (K of `space`, D) of a space's categories in its order, found by id and name.
@@ -134,13 +150,31 @@ class CategoryEmbeddings:
             self, rows=self.rows_of(space), names=space.names, dataset_ids=space.dataset_ids
         )
 
+    def with_components(self, count: int) -> "CategoryEmbeddings":
+        """The same with `count` numbers an embedding; errors as `Projection.fit`."""
+        return self.projected(Projection.fit(self.rows, count))
+
+    def projected(self, projection: Projection) -> "CategoryEmbeddings":
+        """The same with projected rows.
+
+        Raises:
+            ValueError: they are projected already, or have other numbers than `projection` takes.
+        """
+        if self.projection is not None:
+            raise ValueError(f"these rows by {self.encoder} are components already; take its own")
+        return replace(self, rows=projection(self.rows), projection=projection)
+
     def with_added(self, other: "CategoryEmbeddings") -> "CategoryEmbeddings":
         """These rows, unchanged, followed by those of another encoding of other categories.
 
+        Where these are projected, the others are the encoder's and get the same projection.
+
         Raises:
             ValueError: the others have another dimension, encoder, templates or use of synonyms,
-                or an id that is here already.
+                are projected already, or have an id that is here already.
         """
+        if self.projection is not None:
+            other = other.projected(self.projection)
         self._require_same_making(other)
         twice = self._row_by_id().keys() & set(other.dataset_ids)
         if twice:
@@ -153,6 +187,8 @@ class CategoryEmbeddings:
         )
 
     def _require_same_making(self, other: "CategoryEmbeddings") -> None:
+        if other.projection is not self.projection:
+            raise ValueError(f"components of an encoder cannot be added to rows by {self.encoder}")
         for field in ("dim", "templates", "synonyms"):
             if getattr(self, field) != getattr(other, field):
                 raise ValueError(

@@ -12,28 +12,33 @@ from torch import Tensor
 
 from vastdet.files import local_path, write_atomically
 from vastdet.text.category_embeddings import CategoryEmbeddings
+from vastdet.text.projection import Projection
 from vastdet.vocabulary import CategorySpace
 
 # The one metadata key: safetensors writes several in no fixed order, and equal content should
 # make equal files.
 FILE_FORMAT = "vastdet.CategoryEmbeddings"
 FILE_VERSION = 1
+# Of files with a projection, which older readers would take for damaged.
+PROJECTED_VERSION = 2
 SUFFIX = ".safetensors"
 
 
 def save_category_embeddings(path: str | Path, embeddings: CategoryEmbeddings) -> None:
     """Write embeddings to a .safetensors file, replacing it whole or not at all.
 
-    It holds `embeddings` (K, D), for a text encoder `probe` (D,), and everything else as JSON in
-    the metadata under "vastdet.CategoryEmbeddings".
+    It holds `embeddings` (K, D), for a text encoder `probe` (E,), for a projection its
+    `projection.mean` (E,) and `projection.weights` (E, D), and everything else as JSON in the
+    metadata under "vastdet.CategoryEmbeddings".
 
     Raises:
         ValueError: the path ends otherwise.
     """
     if Path(path).suffix != SUFFIX:
         raise ValueError(f"embeddings are written as {SUFFIX}, but the path is {path}")
+    projection = embeddings.projection
     about = {
-        "version": FILE_VERSION,
+        "version": FILE_VERSION if projection is None else PROJECTED_VERSION,
         "encoder": embeddings.encoder,
         "templates": embeddings.templates,
         "synonyms": embeddings.synonyms,
@@ -43,6 +48,9 @@ def save_category_embeddings(path: str | Path, embeddings: CategoryEmbeddings) -
     tensors = {"embeddings": embeddings.rows.contiguous()}
     if embeddings.probe is not None:
         tensors["probe"] = embeddings.probe.contiguous()
+    if projection is not None:
+        tensors["projection.mean"] = projection.mean.contiguous()
+        tensors["projection.weights"] = projection.weights.contiguous()
     metadata = {FILE_FORMAT: json.dumps(about, ensure_ascii=False)}
     write_atomically(path, safetensors.torch.save(tensors, metadata))
 
@@ -74,14 +82,18 @@ def _from_content(
     path: str | Path, about: dict[str, Any], tensors: dict[str, Tensor]
 ) -> CategoryEmbeddings:
     version = about.pop("version", None)
-    if version != FILE_VERSION:
+    if version not in (FILE_VERSION, PROJECTED_VERSION):
         raise ValueError(
-            f"{path} has version {version!r}, this vastdet reads {FILE_VERSION}; update vastdet, "
-            "or compute the embeddings again"
+            f"{path} has version {version!r}, this vastdet reads {FILE_VERSION} and "
+            f"{PROJECTED_VERSION}; update vastdet, or compute the embeddings again"
         )
     try:
         for field in ("names", "dataset_ids", "templates"):
             about[field] = tuple(about[field])
+        if version == PROJECTED_VERSION:
+            about["projection"] = Projection(
+                tensors["projection.mean"], tensors["projection.weights"]
+            )
         return CategoryEmbeddings(rows=tensors["embeddings"], probe=tensors.get("probe"), **about)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error!r}; compute the embeddings again") from error
