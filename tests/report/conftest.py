@@ -102,14 +102,33 @@ def write_evaluation(folder: Path, categories: list[str]) -> None:
         Image.new("RGB", (320, 240), (240, 240, 240)).save(folder / f"{name}.png")
 
 
+def write_selections(file: Path, records: list[dict]) -> None:
+    """Four selected categories an image (dataset ids), the last of its labels never among them."""
+    rows = []
+    for record in records:
+        labels = sorted({a["category_id"] for a in record["annotations"]})
+        others = [k for k in range(len(CATEGORIES)) if k not in labels]
+        rows.append([k + 1 for k in [*labels[:-1], *others]][:4])
+        rows[-1] += [-1] * (4 - len(rows[-1]))
+    header = {"format": "vastdet.SelectedCategories", "version": 1}
+    header |= {"image_ids": [r["image_id"] for r in records]}
+    scores = np.tile(np.array([0.9, 0.5, 0.25, 0.125], dtype=np.float32), (len(rows), 1))
+    np.savez(file, header=np.array(json.dumps(header)), categories=np.array(rows), scores=scores)
+
+
 RunMaker = Callable[..., Path]
 
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> Iterator[RunMaker]:
-    """Call it with the number of images to get the folder of a run of a registered dataset."""
+    """Call it with the number of images to get the folder of a run of a registered dataset.
 
-    def make(num_images: int = 4, categories: list[str] | None = None) -> Path:
+    With `selects`, it is the run of a detector that selects categories.
+    """
+
+    def make(
+        num_images: int = 4, categories: list[str] | None = None, *, selects: bool = False
+    ) -> Path:
         names = categories or CATEGORIES
         folder = tmp_path / "run"
         rng = random.Random(0)
@@ -125,6 +144,8 @@ def make_run(tmp_path: Path) -> Iterator[RunMaker]:
         (folder / "inference" / DATASET / "coco_instances_results.json").write_text(
             json.dumps(results)
         )
+        if selects:
+            write_selections(folder / "inference" / DATASET / "selected_categories.npz", records)
         write_scalars(folder / "metrics.json")
         (folder / "config.yaml").write_text(
             f"DATASETS:\n  TEST: []\n  TRAIN: [{DATASET}]\nMODEL:\n  META_ARCHITECTURE: RetinaNet\n"

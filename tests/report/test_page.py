@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vastdet.report import write_report
+from vastdet.report import Part, write_joint_report, write_report
 from vastdet.report.page import MAX_PAGE_BYTES, format_duration
 
 MALICIOUS = "<script>alert('x')</script>\"><img src=http://evil.example/a.png>"
@@ -82,6 +82,60 @@ def test_the_page_shows_every_part(make_run: Callable[..., Path]) -> None:
     assert found.tags.count("article") == 4
     assert found.tags.count("img") == 2 * 4 + 2
     assert 'class="missing"' not in page.read_text("utf-8")
+
+
+def test_selected_categories_show_only_where_there_are_some(
+    make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = make_run(num_images=2, selects=True)
+    found = check(write_report(run))
+    assert "Selected categories, the 4 best" in found.text
+    assert "Selection of categories" in found.text
+    assert "not selected" in found.text
+    (selection,) = run.glob("inference/*/selected_categories.npz")
+    selection.unlink()
+    plain = write_report(run)
+    assert "elected" not in check(plain).text
+
+
+def test_two_runs_share_a_page(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    run = make_run(num_images=2, selects=True)
+    parts = [
+        Part(run, "first", "The first <run>", "What it is.", ("detections", "selection", "scores")),
+        Part(run, "second", "The second run"),
+    ]
+    page = write_joint_report(parts, tmp_path / "both.html", title="Two runs", lead="A lead.")
+    found = check(page)
+    assert len(found.ids) == len(set(found.ids))
+    assert {r[1:] for r in found.references if r.startswith("#")} <= set(found.ids)
+    assert "first-curves" not in found.ids
+    assert found.ids.index("first-selection") < found.ids.index("second-curves")
+    assert found.tags.count("article") == 4
+    for text in ("Two runs", "A lead.", "The first <run>", "What it is.", "The second run"):
+        assert text in found.text
+
+
+def test_a_joint_page_needs_every_run(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    parts = [Part(make_run(num_images=1), "a", "A"), Part(tmp_path / "nowhere", "b", "B")]
+    with pytest.raises(FileNotFoundError, match="OUTPUT_DIR of a training run"):
+        write_joint_report(parts, tmp_path / "both.html", title="", lead="")
+    with pytest.raises(ValueError, match="num_pictures must be 0 or more"):
+        write_joint_report(parts[:1], tmp_path / "a.html", title="", lead="", num_pictures=-1)
+
+
+def test_recall_of_a_selection_is_in_headline_and_curves(make_run: Callable[..., Path]) -> None:
+    run = make_run(num_images=1)
+    (file,) = run.glob("inference/*/metrics.json")
+    content = json.loads(file.read_text()) | {"selection": {"ARC4": 81.25, "ARC4r": 60.0}}
+    file.write_text(json.dumps(content))
+    with (run / "metrics.json").open("a") as stream:
+        stream.write(
+            json.dumps({"iteration": 1019, "category_recall": 0.5, "selection/ARC4": 81.25}) + "\n"
+        )
+    text = check(write_report(run)).text
+    assert "AR^C, % of a picture's categories among the 4 selected of 6" in text
+    assert "labelled rare categories that are among the 4 selected for an image" in text
+    assert "Category recall of the selection" in text
 
 
 def test_names_are_escaped(make_run: Callable[..., Path]) -> None:

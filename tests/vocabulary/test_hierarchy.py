@@ -224,3 +224,14 @@ def test_arrays_cannot_be_changed(graph: CategoryHierarchy) -> None:
         graph.edges[0, 0] = 1
     with pytest.raises(ValueError, match="read-only"):
         graph.category_nodes[0] = 1
+
+
+def test_a_path_leads_over_the_deepest_parents() -> None:
+    edges = [("thing", "shape"), ("shape", "disc"), ("thing", "red"), ("disc", "red disc")]
+    edges += [("red", "red disc")]
+    graph = CategoryHierarchy.from_ids(edges, category_nodes=["red disc", "thing"])
+    for category, expected in ((0, ["thing", "shape", "disc", "red disc"]), (1, ["thing"])):
+        path = graph.path_from_root(int(graph.category_nodes[category]))
+        assert [graph.node_ids[n] for n in path] == expected
+    with pytest.raises(ValueError, match="outside"):
+        graph.path_from_root(9)

@@ -25,7 +25,11 @@ from vastdet.evaluation.protocols import (
 )
 from vastdet.evaluation.report import ReportOptions, log_scores, write_report
 from vastdet.evaluation.results_file import write_results
-from vastdet.evaluation.selected import SelectedCategories, selection_scores
+from vastdet.evaluation.selected import (
+    SelectedCategories,
+    selection_scores,
+    write_selection,
+)
 from vastdet.evaluation.spool import DetectionSpool
 
 # Beyond this many categories `AP-name` is left to the files: every key becomes a training scalar.
@@ -41,10 +45,10 @@ class DetectionEvaluator(DatasetEvaluator):
 
     `process` keeps the detections as bytes, on disk where there is an output folder. `evaluate`
     gathers them on the main process, which writes the results file (`write_results` says which),
-    `metrics.json`, `per_category.csv` and pictures into the output folder and returns
-    {"bbox": {"AP": ..., ...}} in percent as Detectron2's evaluator does, with an entry for each
-    further protocol, and "selection" where the model selects categories (other processes return
-    {}). An image that several processes saw, as padded
+    what the model selects (`write_selection`), `metrics.json`, `per_category.csv` and pictures into
+    the output folder and returns {"bbox": {"AP": ..., ...}} in percent as Detectron2's evaluator
+    does, with an entry for each further protocol, and "selection" where the model selects
+    categories (other processes return {}). An image that several processes saw, as padded
     samplers make them, counts once; an image that none saw counts as having no detections.
     """
 
@@ -157,6 +161,7 @@ class DetectionEvaluator(DatasetEvaluator):
             write_results(
                 self.output_folder, detections, self.ground_truth, dataset=self.dataset_name
             )
+            write_selection(self.output_folder, selected, self.ground_truth)
         if not self.ground_truth.annotated:
             logger.info("%s has no annotations: results were written only.", self.dataset_name)
             return OrderedDict()
@@ -164,6 +169,7 @@ class DetectionEvaluator(DatasetEvaluator):
         scores = score_protocols(protocols, self.ground_truth, detections)
         for protocol in protocols:
             log_scores(scores[protocol.key], protocol)
+        recall = None if selected is None else selection_scores(self.ground_truth, selected)
         if self.output_folder is not None:
             write_report(
                 self.output_folder,
@@ -174,12 +180,13 @@ class DetectionEvaluator(DatasetEvaluator):
                 dataset=self.dataset_name,
                 engine=self.engine,
                 options=self.options,
+                selection=recall,
             )
         results = OrderedDict(
             (key, detectron2_keys(result, self.ground_truth)) for key, result in scores.items()
         )
-        if selected is not None:
-            results["selection"] = selection_scores(self.ground_truth, selected)
+        if recall is not None:
+            results["selection"] = recall
         return results
 
     def _protocols_for(self, detections: Detections) -> list[Protocol]:

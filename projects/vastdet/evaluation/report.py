@@ -57,10 +57,12 @@ def write_report(
     dataset: str,
     engine: str,
     options: ReportOptions,
+    selection: Mapping[str, float] | None = None,
 ) -> None:
-    """Write every file of an evaluation but the detections themselves.
+    """Write every file of an evaluation but what the model gave, detections and selection.
 
     `scores` is keyed by protocol; the files of another protocol than bbox carry its key.
+    `selection` has the scores of the model's selection of categories, where it has one.
     """
     content: dict[str, Any] = {
         "dataset": dataset,
@@ -85,6 +87,8 @@ def write_report(
         }
         if options.plots:
             write_score_plots(folder, suffix, result, ground_truth)
+    if selection is not None:
+        content["selection"] = dict(selection)
     if options.plots:
         write_confusion(folder, ground_truth, detections, options.confusion_score)
     write_json(folder / "metrics.json", content, indent=1)

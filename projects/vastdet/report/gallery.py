@@ -27,6 +27,7 @@ from vastdet.report.matching import (
     match_detections,
     operating_point,
 )
+from vastdet.report.selection import PictureSelection, RecallCurve, Selections
 from vastdet.vocabulary import CategorySpace
 
 MIN_SHOWN_SCORE = 0.05
@@ -50,27 +51,33 @@ class ShownBox:
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture of the gallery: RGB pixels HxWx3 uint8 and its boxes."""
+    """One picture of the gallery: RGB pixels HxWx3 uint8, its boxes, and what was selected."""
 
     name: str
     pixels: np.ndarray
     ground_truth: list[ShownBox]
     detections: list[ShownBox]
+    selection: PictureSelection | None = None
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures of one dataset, and how its detections do at the threshold they are shown with."""
+    """Pictures of one dataset, and how its detections do at the threshold they are shown with.
+
+    `recall` is that of the selection of categories, for a detector that has one.
+    """
 
     dataset: str
     scenes: list[Scene]
     point: OperatingPoint
     num_images: int
+    recall: RecallCurve | None = None
 
 
 def read_gallery(
     dataset: str,
     detections_file: Path,
+    selection_file: Path | None = None,
     *,
     num_pictures: int,
     score_threshold: float | None = None,
@@ -80,13 +87,14 @@ def read_gallery(
     Args:
         dataset: a name in Detectron2's DatasetCatalog.
         detections_file: list of {"image_id", "category_id" (dataset id), "bbox" XYWH, "score"}.
+        selection_file: the selected categories, of a detector that selects.
         num_pictures: at most so many pictures.
         score_threshold: in [0, 1]; by default where F1 over the whole dataset is highest.
 
     Raises:
         FileNotFoundError: the dataset is not registered in this process, or its files are missing.
         ValueError: the results are not COCO results, of another dataset's categories, or the file
-            is too large for a page.
+            is too large for a page; the selection is damaged.
     """
     if dataset not in DatasetCatalog:
         raise FileNotFoundError(
@@ -95,6 +103,7 @@ def read_gallery(
     detections = read_detections(detections_file)
     records = DatasetCatalog.get(dataset)
     space = category_space(dataset)
+    selections = None if selection_file is None else Selections(selection_file, space)
     wanted = set(evenly_spaced(len(records), num_pictures))
     scenes, scores, correct, num_objects = [], [], [], 0
     for index, record in enumerate(records):
@@ -103,8 +112,12 @@ def read_gallery(
         scores.append(joined.scores[counted])
         correct.append(joined.matched[counted] >= 0)
         num_objects += len(joined.gt_boxes)
+        labels = joined.gt_classes.tolist()
+        if selections is not None:
+            selections.add(record["image_id"], labels)
         if index in wanted:
-            scenes.append(make_scene(record, joined, space.names))
+            own = None if selections is None else selections.picture(record["image_id"], labels)
+            scenes.append(make_scene(record, joined, space.names, own))
     all_scores = torch.cat([torch.zeros(0), *scores])
     all_correct = torch.cat([torch.zeros(0, dtype=torch.bool), *correct])
     point = None
@@ -113,7 +126,8 @@ def read_gallery(
     if point is None:
         given = 0.5 if score_threshold is None else score_threshold
         point = operating_point(all_scores, all_correct, num_objects, given)
-    return Gallery(dataset, scenes, point, len(records))
+    recall = None if selections is None else selections.recall_curve()
+    return Gallery(dataset, scenes, point, len(records), recall)
 
 
 @dataclass(frozen=True)
@@ -173,7 +187,12 @@ def to_boxes(boxes: Sequence[Sequence[float]]) -> Tensor:
     return torch.tensor([list(map(float, b)) for b in boxes], dtype=torch.float32).reshape(-1, 4)
 
 
-def make_scene(record: dict[str, Any], joined: JoinedRecord, names: Sequence[str]) -> Scene:
+def make_scene(
+    record: dict[str, Any],
+    joined: JoinedRecord,
+    names: Sequence[str],
+    selection: PictureSelection | None = None,
+) -> Scene:
     """Read a record's picture and turn its boxes into what the page shows."""
     found = {
         g: score
@@ -193,4 +212,4 @@ def make_scene(record: dict[str, Any], joined: JoinedRecord, names: Sequence[str
             box = tuple(joined.pred_boxes[d].tolist())
             detections.append(ShownBox(box, names[int(joined.pred_classes[d])], score, match >= 0))
     pixels = read_image(record["file_name"], format="RGB")
-    return Scene(Path(record["file_name"]).name, pixels, ground_truth, detections)
+    return Scene(Path(record["file_name"]).name, pixels, ground_truth, detections, selection)

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts the parts of the report together and writes index.html."""
+"""Puts the sections of the report together and writes index.html, of one run or of several."""
 
 import logging
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
@@ -11,8 +13,10 @@ from string import Template
 from vastdet.files import write_atomically
 from vastdet.report.charts import format_number
 from vastdet.report.gallery import Gallery, read_gallery
+from vastdet.report.gradients import gradients_section
 from vastdet.report.run_folder import Evaluation, Run, read_run
 from vastdet.report.sections import (
+    Section,
     backbone_name,
     categories_section,
     commands_section,
@@ -21,8 +25,10 @@ from vastdet.report.sections import (
     facts_section,
     gallery_section,
     model_name,
+    note,
     plots_section,
     scores_section,
+    selection_section,
     training_seconds,
 )
 from vastdet.version import __version__
@@ -31,6 +37,25 @@ logger = logging.getLogger(__name__)
 
 MAX_PAGE_BYTES = 5_000_000
 DEFAULT_NUM_PICTURES = 12
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run as one of several on a page.
+
+    Attributes:
+        folder: its OUTPUT_DIR.
+        anchor: a word that its ids begin with.
+        title: heading.
+        text: a paragraph under it.
+        sections: the anchors of the sections to show, in this order; all when empty.
+    """
+
+    folder: str | Path
+    anchor: str
+    title: str
+    text: str = ""
+    sections: Sequence[str] = ()
 
 
 def write_report(
@@ -59,15 +84,53 @@ def write_report(
         FileNotFoundError: `output_dir` is not the folder of a run.
         ValueError: a file in it is damaged, or an argument is out of range.
     """
-    if num_pictures < 0:
-        raise ValueError(f"num_pictures must be 0 or more, got {num_pictures}")
     if score_threshold is not None and not 0 <= score_threshold <= 1:
         raise ValueError(f"score_threshold must lie in [0, 1], got {score_threshold}")
     run = read_run(output_dir)
+
+    def render_with(num: int) -> str:
+        gallery, reason = find_gallery(run, num, score_threshold)
+        return render(run, title, gallery, reason)
+
     path = Path(page) if page is not None else run.folder / "index.html"
+    return write_page(path, render_with, num_pictures)
+
+
+def write_joint_report(
+    parts: Sequence[Part],
+    page: str | Path,
+    *,
+    title: str,
+    lead: str,
+    num_pictures: int = DEFAULT_NUM_PICTURES,
+) -> Path:
+    """Write one page about several runs, like that of `write_report`, and return its path.
+
+    Args:
+        parts: the runs, in this order.
+        page: file to write.
+        title: heading of the page.
+        lead: a paragraph under it.
+        num_pictures: how many pictures to show of each run.
+
+    Raises:
+        FileNotFoundError: the folder of a part is not that of a run.
+        ValueError: a file in it is damaged, or `num_pictures` is negative.
+    """
+    runs = [read_run(part.folder) for part in parts]
+
+    def render_with(num: int) -> str:
+        return render_parts(parts, runs, title, lead, num)
+
+    return write_page(Path(page), render_with, num_pictures)
+
+
+def write_page(path: Path, render_with: Callable[[int], str], num_pictures: int) -> Path:
+    """Write the page, rendered with so many pictures or with as many as keep it small."""
+    if num_pictures < 0:
+        raise ValueError(f"num_pictures must be 0 or more, got {num_pictures}")
     while True:
-        gallery, reason = find_gallery(run, num_pictures, score_threshold)
-        html = render(run, title, gallery, reason).encode("utf-8")
+        html = render_with(num_pictures).encode("utf-8")
         if len(html) <= MAX_PAGE_BYTES or num_pictures == 0:
             break
         num_pictures //= 2
@@ -93,6 +156,7 @@ def find_gallery(
             read_gallery(
                 evaluation.dataset,
                 evaluation.detections_file,
+                evaluation.selection_file,
                 num_pictures=num_pictures,
                 score_threshold=score_threshold,
             ),
@@ -104,32 +168,86 @@ def find_gallery(
         return None, f"No pictures of {evaluation.dataset}: its images are not at hand here."
 
 
-def render(run: Run, title: str, gallery: Gallery | None, no_gallery: str) -> str:
-    """The page's text."""
-    sections = [
+def sections_of(
+    run: Run, gallery: Gallery | None, no_gallery: str, prefix: str = ""
+) -> list[Section]:
+    """Every section that a run has; `prefix` keeps the ids of several runs apart."""
+    return [
         curves_section(run),
-        gallery_section(gallery, no_gallery),
+        *gradients_section(run),
+        gallery_section(gallery, no_gallery, prefix),
+        *selection_section(gallery),
         scores_section(run.evaluations),
-        categories_section(run.evaluations),
+        categories_section(run.evaluations, prefix),
         plots_section(run.evaluations),
         facts_section(run),
         commands_section(run),
         config_section(run),
     ]
+
+
+def render(run: Run, title: str, gallery: Gallery | None, no_gallery: str) -> str:
+    """The text of a page about one run."""
+    sections = sections_of(run, gallery, no_gallery)
+    return fill_template(
+        title=title or default_title(run),
+        lead=lead(run),
+        tiles=draw_tiles(headline(run, gallery)),
+        links="".join(link(s.anchor, s.title) for s in sections),
+        sections="\n".join(s.html() for s in sections),
+    )
+
+
+def render_parts(
+    parts: Sequence[Part], runs: Sequence[Run], title: str, lead: str, num_pictures: int
+) -> str:
+    """The text of a page about several runs."""
+    links, bodies = [], []
+    for part, run in zip(parts, runs, strict=True):
+        prefix = f"{part.anchor}-"
+        gallery, reason = find_gallery(run, num_pictures, None)
+        sections = sections_of(run, gallery, reason, prefix)
+        if part.sections:
+            sections = [s for a in part.sections for s in sections if s.anchor == a]
+        links += [link(part.anchor, part.title, "part")]
+        links += [link(prefix + s.anchor, s.title) for s in sections]
+        bodies.append(
+            f'<div class="part" id="{part.anchor}"><h2>{escape(part.title)}</h2>{note(part.text)}'
+            f"{draw_tiles(headline(run, gallery))}</div>"
+        )
+        bodies += [s.html(prefix, level=3) for s in sections]
+    return fill_template(
+        title=title, lead=lead, tiles="", links="".join(links), sections="\n".join(bodies)
+    )
+
+
+def fill_template(*, title: str, lead: str, tiles: str, links: str, sections: str) -> str:
+    """The page; title and lead are plain text, the others HTML."""
     now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     return Template(read_resource("template.html")).substitute(
-        title=escape(title or default_title(run)),
-        lead=escape(lead(run)),
-        tiles="".join(
-            f"<li><b>{escape(value)}</b><span>{escape(name)}</span></li>"
-            for value, name in headline(run, gallery)
-        ),
-        links="".join(f'<li><a href="#{s.anchor}">{escape(s.title)}</a></li>' for s in sections),
-        sections="\n".join(s.html() for s in sections),
+        title=escape(title),
+        lead=escape(lead),
+        tiles=tiles,
+        links=links,
+        sections=sections,
         footer=f"Written by vastdet {escape(__version__)} on {now}.",
         style=read_resource("style.css"),
         script=read_resource("script.js"),
     )
+
+
+def link(anchor: str, title: str, kind: str = "") -> str:
+    """An entry of the navigation."""
+    mark = f' class="{kind}"' if kind else ""
+    return f'<li{mark}><a href="#{anchor}">{escape(title)}</a></li>'
+
+
+def draw_tiles(tiles: Sequence[tuple[str, str]]) -> str:
+    """Values with their meaning, large."""
+    items = "".join(
+        f"<li><b>{escape(value)}</b><span>{escape(name)}</span></li>" for value, name in tiles
+    )
+    return f'<ul class="tiles">{items}</ul>'
 
 
 def read_resource(name: str) -> str:
@@ -185,7 +303,7 @@ def headline(run: Run, gallery: Gallery | None) -> list[tuple[str, str]]:
 
 
 def headline_scores(evaluation: Evaluation) -> list[tuple[str, str]]:
-    """AP and AP50 of the first task."""
+    """AP and AP50 of the first task, and the recall of a selection of categories."""
     found = []
     wanted: Sequence[tuple[str, str]] = (
         ("AP", "AP, the mean over IoU 0.50-0.95"),
@@ -194,6 +312,12 @@ def headline_scores(evaluation: Evaluation) -> list[tuple[str, str]]:
     for key, meaning in wanted:
         value = evaluation.metrics.get(f"bbox/{key}")
         if value is not None:
+            found.append((f"{value:.1f}", meaning))
+    for key, value in evaluation.metrics.items():
+        named = re.fullmatch(r"selection/ARC(\d+)", key)
+        if named and value is not None:
+            size = f" of {len(evaluation.categories):,}" if evaluation.categories else ""
+            meaning = f"AR^C, % of a picture's categories among the {named[1]} selected{size}"
             found.append((f"{value:.1f}", meaning))
     return found
 

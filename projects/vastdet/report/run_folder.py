@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from vastdet.evaluation.selected import FILE_NAME as SELECTION_NAME
 from vastdet.files import read_json
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg"}
@@ -34,6 +35,7 @@ class Evaluation:
     categories: list[dict[str, str]] = field(default_factory=list)
     pictures: list[Path] = field(default_factory=list)
     detections_file: Path | None = None
+    selection_file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
         metrics_file = dataset_folder / "metrics.json"
         table_file = dataset_folder / "per_category.csv"
         detections_file = dataset_folder / "coco_instances_results.json"
+        selection_file = dataset_folder / SELECTION_NAME
         content = {}
         if metrics_file.is_file():
             content = read_json(metrics_file, advice="evaluate again to rewrite it")
@@ -148,6 +151,7 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
                 p for p in dataset_folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES
             ),
             detections_file=detections_file if detections_file.is_file() else None,
+            selection_file=selection_file if selection_file.is_file() else None,
         )
         if evaluation.metrics or evaluation.categories or detections_file.is_file():
             found.append(evaluation)

@@ -1,22 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draws pictures with ground truth and detections: a JPEG in each panel, boxes as SVG over it.
 
-The boxes stay in the pixels of the picture as stored; the embedded copy may be smaller.
+The boxes stay in the pixels of the picture as stored; the embedded copy may be smaller. Below are
+the categories that were selected for the picture, for a detector that selects.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from html import escape
 
 from vastdet.report.gallery import MIN_SHOWN_SCORE, Scene, ShownBox
 from vastdet.report.images import jpeg_data_uri
+from vastdet.report.selection import ABOVE, ABSENT, PRESENT, PictureSelection, ShownCategory
 
 MAX_LABEL_LENGTH = 28
 MAX_NAMES = 6
+MAX_FURTHER = 4
+STATE_TEXTS = {
+    PRESENT: "in the picture",
+    ABOVE: "above a category in the picture",
+    ABSENT: "not in the picture",
+}
 MAX_LABELLED_BOXES = 3  # more labels than this cover a small picture
 
 
-def draw_scene(scene: Scene, number: int, threshold: float) -> str:
+def draw_scene(scene: Scene, anchor: str, threshold: float) -> str:
     """The card of one picture: ground truth and detections side by side."""
     source = jpeg_data_uri(scene.pixels)
     kept = [b for b in scene.detections if b.score >= threshold]
@@ -26,14 +35,15 @@ def draw_scene(scene: Scene, number: int, threshold: float) -> str:
     left = describe("Ground truth", scene.ground_truth)
     right = describe(f"Detections above {threshold:.2f}", kept)
     return (
-        f'<article class="scene{" few" if few else ""}" id="scene-{number}">'
+        f'<article class="scene{" few" if few else ""}" id="{anchor}">'
         '<div class="panels">'
         f"{draw_panel(scene, source, left, scene.ground_truth, threshold, 'truth')}"
         f"{draw_panel(scene, source, right, scene.detections, threshold, 'guess')}</div>"
         f'<p class="tally"><b data-found>{num_found}</b> of <span data-all>'
         f"{len(scene.ground_truth)}</span> found, <b data-false>{num_false}</b> false"
         f'<span class="file">{escape(shorten(scene.name, 40))}</span></p>'
-        f'<p class="names">{escape(list_names(scene.ground_truth))}</p></article>'
+        f'<p class="names">{escape(list_names(scene.ground_truth))}</p>'
+        f"{draw_selection(scene.selection) if scene.selection else ''}</article>"
     )
 
 
@@ -71,6 +81,43 @@ def draw_box(box: ShownBox, kind: str, threshold: float, width: int, height: int
         f'<rect x="{x0:.1f}" y="{y0:.1f}" width="{x1 - x0:.1f}" height="{y1 - y0:.1f}"/>'
         f'<text x="{label_x:.1f}" y="{label_y:.1f}">'
         f"{escape(shown_text)}</text></g>"
+    )
+
+
+def draw_selection(selection: PictureSelection) -> str:
+    """The best selected categories with score and path in the tree, and those that are lower."""
+    rows = "".join(draw_selected(category) for category in selection.shown)
+    further = [
+        f"{name} ({'not selected' if rank is None else f'rank {rank + 1}'})"
+        for name, rank in selection.further
+    ]
+    if len(further) > MAX_FURTHER:
+        further[MAX_FURTHER:] = [f"{len(further) - MAX_FURTHER} more"]
+    rest = f"; further down: {', '.join(further)}" if further else ""
+    text = (
+        f"{selection.num_found} of the {selection.num_labelled} labelled categories are among the "
+        f"{selection.num_selected} selected{rest}"
+    )
+    return (
+        f'<div class="selection"><p>Selected categories, the {len(selection.shown)} best</p>'
+        f"<ol>{rows}</ol><p>{escape(text)}</p></div>"
+    )
+
+
+def draw_selected(category: ShownCategory) -> str:
+    """One selected category: a mark for its state, its path, its score with a bar."""
+    *above, name = category.path
+    text = STATE_TEXTS[category.state]
+    trail = f'<span class="trail">{escape(" › ".join(above))} › </span>' if above else ""
+    score = ""
+    if not math.isnan(category.score):
+        score = (
+            f'<span class="score" style="--share:{100 * category.score:.0f}%">'
+            f"{category.score:.2f}</span>"
+        )
+    return (
+        f'<li class="{category.state}"><i role="img" title="{text}" aria-label="{text}"></i>'
+        f"<span>{trail}<b>{escape(name)}</b></span>{score}</li>"
     )
 
 

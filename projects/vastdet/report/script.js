@@ -1,12 +1,12 @@
 "use strict";
 
-// Gallery: which boxes show, and in which style, follows from each box's score and the slider.
-const slider = document.querySelector("#threshold");
-function applyThreshold() {
+// Galleries: which boxes show, and in which style, follows from each box's score and the slider.
+function applyThreshold(slider) {
+  const section = slider.closest("section");
   const threshold = Number(slider.value);
-  document.querySelector("#threshold-value").textContent = threshold.toFixed(2);
+  section.querySelector(".threshold-value").textContent = threshold.toFixed(2);
   const total = { found: 0, all: 0, wrong: 0, kept: 0 };
-  for (const scene of document.querySelectorAll(".scene")) {
+  for (const scene of section.querySelectorAll(".scene")) {
     let found = 0, wrong = 0;
     for (const box of scene.querySelectorAll(".truth g")) {
       const isFound = Number(box.dataset.score) >= threshold;
@@ -26,13 +26,13 @@ function applyThreshold() {
     total.found += found;
     total.wrong += wrong;
   }
-  document.querySelector("#threshold-sum").textContent =
+  section.querySelector(".threshold-sum").textContent =
     `${total.found} of ${total.all} objects found, ${total.wrong} false detections on these pictures`;
 }
-if (slider) {
+for (const slider of document.querySelectorAll(".controls input[type=range]")) {
   slider.closest(".controls").hidden = false;
-  slider.addEventListener("input", applyThreshold);
-  applyThreshold();
+  slider.addEventListener("input", () => applyThreshold(slider));
+  applyThreshold(slider);
 }
 
 // Pictures: a click, Enter or Space opens both panels, with labels, in the dialog.

@@ -21,17 +21,20 @@ from vastdet.report.charts import Series, format_number, line_chart
 from vastdet.report.gallery import MIN_SHOWN_SCORE, Gallery
 from vastdet.report.images import image_data_uri
 from vastdet.report.run_folder import Evaluation, Run
-from vastdet.report.scenes import draw_scene
+from vastdet.report.scenes import STATE_TEXTS, draw_scene
 from vastdet.report.tables import category_table, metrics_table
 from vastdet.version import __version__
 
-ARCHITECTURE_NAMES = {"GeneralizedRCNN": "R-CNN"}
+ARCHITECTURE_NAMES = {"GeneralizedRCNN": "R-CNN", "CQDINO": "CQ-DINO"}
 PLOT_NAMES = {
     "precision_recall": "Precision and recall",
     "ap_by_size": "Size of the object",
     "ap_by_frequency": "Frequency of the category",
     "confusion_matrix": "Confusion matrix",
 }
+SELECTION_LEGEND = "".join(
+    f'<li><i class="dot {state}"></i>selected, {text}</li>' for state, text in STATE_TEXTS.items()
+)
 WIDE_PLOT = 1.7  # width to height from which a plot takes the whole row
 
 
@@ -43,11 +46,13 @@ class Section:
     title: str
     body: str
 
-    def html(self) -> str:
-        """The section element."""
+    def html(self, prefix: str = "", level: int = 2) -> str:
+        """The section element; `prefix` keeps the ids of several runs apart."""
+        anchor, heading = f"{prefix}{self.anchor}", f"h{level}"
         return (
-            f'<section id="{self.anchor}" aria-labelledby="{self.anchor}-title">'
-            f'<h2 id="{self.anchor}-title">{escape(self.title)}</h2>{self.body}</section>'
+            f'<section id="{anchor}" aria-labelledby="{anchor}-title">'
+            f'<{heading} id="{anchor}-title" class="section">{escape(self.title)}</{heading}>'
+            f"{self.body}</section>"
         )
 
 
@@ -89,7 +94,7 @@ def backbone_name(config: dict[str, Any]) -> str:
 
 
 def curves_section(run: Run) -> Section:
-    """Losses, learning rate and AP over the iterations."""
+    """Losses, learning rate, AP and recall of the selection over the iterations."""
     title = "Learning curves"
     if not run.scalars:
         return Section("curves", title, missing("No metrics.json yet: training writes it."))
@@ -102,10 +107,27 @@ def curves_section(run: Run) -> Section:
         chart(run, scores, "Average precision", y_label="percent")
         if scores
         else missing("No AP yet: it comes with the first evaluation during training."),
+        *recall_charts(run, names),
         chart(run, ["lr"], "Learning rate"),
     ]
     text = "Move over a chart to read the values; the losses are medians over 20 iterations."
     return Section("curves", title, note(text) + f'<div class="grid">{"".join(charts)}</div>')
+
+
+def recall_charts(run: Run, names: Sequence[str]) -> list[str]:
+    """Category recall over the iterations; none for a detector that selects no categories."""
+    series = []
+    if "category_recall" in names:
+        iterations, values = run.series("category_recall")
+        done = [i + 1 for i in iterations]
+        series.append(Series("training batches", done, [100 * v for v in values]))
+    for name in names:
+        if re.fullmatch(r"(.+/)?selection/ARC\d+", name):
+            iterations, values = run.series(name)
+            label = f"{name.rpartition('/')[2]}, evaluation"
+            series.append(Series(label, [i + 1 for i in iterations], values))
+    title = "Category recall of the selection"
+    return [line_chart(series, title=title, y_label="percent")] if series else []
 
 
 def chart(run: Run, names: Sequence[str], title: str, y_label: str = "") -> str:
@@ -119,8 +141,8 @@ def chart(run: Run, names: Sequence[str], title: str, y_label: str = "") -> str:
     return line_chart(series, title=title, y_label=y_label)
 
 
-def gallery_section(gallery: Gallery | None, reason: str) -> Section:
-    """Pictures with a slider for the score threshold."""
+def gallery_section(gallery: Gallery | None, reason: str, prefix: str = "") -> Section:
+    """Pictures with a slider for the score threshold; `prefix` is of ids."""
     title = "Detections"
     if gallery is None or not gallery.scenes:
         return Section("detections", title, missing(reason or "No pictures were asked for."))
@@ -130,21 +152,49 @@ def gallery_section(gallery: Gallery | None, reason: str) -> Section:
         "spaced over it and not picked by result. A detection is right when its category is and "
         "it overlaps an object by at least half (IoU 0.5). Select a picture to enlarge it."
     )
+    slider = f"{prefix}threshold"
     controls = (
-        '<div class="card controls" hidden><label for="threshold">Score at least '
-        '<output id="threshold-value" for="threshold"></output>'
-        f'<input type="range" id="threshold" min="{MIN_SHOWN_SCORE}" max="0.95" step="0.01"'
+        f'<div class="card controls" hidden><label for="{slider}">Score at least '
+        f'<output class="threshold-value" for="{slider}"></output>'
+        f'<input type="range" id="{slider}" min="{MIN_SHOWN_SCORE}" max="0.95" step="0.01"'
         f' value="{max(threshold, MIN_SHOWN_SCORE):.2f}"></label>'
-        '<span id="threshold-sum" aria-live="polite"></span></div>'
+        '<span class="threshold-sum" aria-live="polite"></span></div>'
     )
     legend = (
         '<ul class="legend"><li class="right"><i></i>found object, right detection</li>'
         '<li class="wrong"><i></i>missed object, false detection</li>'
-        "<li>left: ground truth</li><li>right: detections</li></ul>"
+        "<li>left: ground truth</li><li>right: detections</li>"
+        f"{SELECTION_LEGEND if gallery.recall else ''}</ul>"
     )
-    scenes = "".join(draw_scene(s, i, threshold) for i, s in enumerate(gallery.scenes))
+    scenes = "".join(
+        draw_scene(s, f"{prefix}scene-{i}", threshold) for i, s in enumerate(gallery.scenes)
+    )
     body = f'{note(text)}{legend}{controls}<div class="scenes">{scenes}</div>'
     return Section("detections", title, body)
+
+
+def selection_section(gallery: Gallery | None) -> list[Section]:
+    """Category recall by the number of selected categories; none where nothing is selected."""
+    if gallery is None or gallery.recall is None or not gallery.recall.values:
+        return []
+    recall = gallery.recall
+    best, all_categories = recall.num_selected, recall.num_categories
+    text = (
+        f"For each picture all {all_categories:,} categories get a score, and only the {best} best "
+        "are looked for by the detector. Category recall is the share of a picture's labelled "
+        "categories among the best scored ones, averaged over pictures; at "
+        f"{best} it is the AR^C of the scores below. Categories drawn at random would have "
+        f"{100 * best / all_categories:.0f}% there."
+    )
+    counts = range(1, best + 1)
+    curves = line_chart(
+        [Series(name, counts, values) for name, values in recall.values.items()],
+        title=f"Category recall on {gallery.dataset}",
+        x_label="best selected categories",
+        y_label="percent",
+    )
+    body = f'{note(text)}<div class="grid">{curves}</div>'
+    return [Section("selection", "Selection of categories", body)]
 
 
 def scores_section(evaluations: Sequence[Evaluation]) -> Section:
@@ -156,10 +206,10 @@ def scores_section(evaluations: Sequence[Evaluation]) -> Section:
     return Section("scores", "Scores", body or empty)
 
 
-def categories_section(evaluations: Sequence[Evaluation]) -> Section:
-    """The scores of each category."""
+def categories_section(evaluations: Sequence[Evaluation], prefix: str = "") -> Section:
+    """The scores of each category; `prefix` is of ids."""
     body = "".join(
-        f"<h3>{escape(e.dataset)}</h3>{category_table(e.categories, f'categories-{i}')}"
+        f"<h3>{escape(e.dataset)}</h3>{category_table(e.categories, f'{prefix}table-{i}')}"
         for i, e in enumerate(evaluations)
         if e.categories
     )

@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from vastdet.evaluation.metrics import FREQUENCY_NAMES
+
 MAX_CATEGORY_ROWS = 400
 MIN_ROWS_TO_SEARCH = 15
 NAME_COLUMNS = ("name", "category", "category_name", "class")
@@ -45,7 +47,7 @@ def metrics_table(metrics: Mapping[str, float | None]) -> str:
         label = f"{short} {where}".strip()
         rows.append(
             f"<tr><th scope='row'>{escape(label)}</th><td>{text}</td>"
-            f'<td class="meaning">{escape(meaning(short))}</td></tr>'
+            f'<td class="meaning">{escape(meaning(short, group))}</td></tr>'
         )
     if not rows:
         return '<p class="missing">No summary numbers were written.</p>'
@@ -56,8 +58,13 @@ def metrics_table(metrics: Mapping[str, float | None]) -> str:
     )
 
 
-def meaning(name: str) -> str:
-    """What a metric's short name stands for, or "" for an unknown one."""
+def meaning(name: str, group: str = "bbox") -> str:
+    """What a metric's short name stands for in a group, or "" for an unknown one."""
+    if name.startswith("ARC") and group == "selection":
+        number = name[3:].rstrip("rcf")
+        kind = FREQUENCY_NAMES.get(name[-1], "")
+        labelled = f"labelled {kind} categories" if kind else "labelled categories"
+        return f"{labelled} that are among the {number} selected for an image"
     if name.startswith("ARC"):
         return f"labelled categories that are among an image's {name[3:]} best detected ones"
     if name.startswith("AR") and name[2:].isdigit():

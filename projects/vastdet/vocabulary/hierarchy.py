@@ -151,6 +151,16 @@ class CategoryHierarchy:
         """All nodes below a node, without itself, ascending."""
         return _row(self._descendant_matrix, node)
 
+    def path_from_root(self, node: int) -> list[int]:
+        """A longest path from a root to a node, both included.
+
+        Of parents that are equally deep the first is taken.
+        """
+        path = [node]
+        while (above := self.parents(path[-1])).size:
+            path.append(int(above[self.depths[above].argmax()]))
+        return path[::-1]
+
     @cached_property
     def depths(self) -> np.ndarray:
         """(N,) the longest path from a root, 0 for roots: every child is deeper than its parents.
