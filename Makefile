@@ -20,7 +20,7 @@ setup: $(READY)  ## make .venv with everything that the other targets need
 $(READY): constraints.txt setup.py tools/setup_environment.sh tools/install_detectron2.py $(KERNELS)
 	@bash tools/setup_environment.sh
 
-demo: $(READY)  ## train a detector on generated scenes, score it, write a page of results
+demo: $(READY)  ## score CQ-DINO among 1,000 categories, train a small one, write a page of results
 	@$(BIN)/python tools/run_demo.py --output $(DEMO_OUTPUT)
 
 test: $(READY)  ## run all tests

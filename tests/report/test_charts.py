@@ -3,7 +3,15 @@ import re
 
 import pytest
 
-from vastdet.report.charts import MAX_POINTS, Series, format_number, line_chart, make_axis, thin
+from vastdet.report.charts import (
+    MAX_POINTS,
+    Series,
+    format_number,
+    line_chart,
+    make_axis,
+    make_log_axis,
+    thin,
+)
 
 
 @pytest.mark.parametrize(
@@ -50,3 +58,21 @@ def test_text_is_escaped_and_nothing_to_draw_is_said() -> None:
     chart = line_chart([Series("<b>", [0], [1.0])], title="<i>", y_label="<u>")
     assert not re.search("<[biu]>", chart)
     assert "nothing recorded yet" in line_chart([Series("a", [], [])], title="Loss")
+
+
+def test_a_logarithmic_axis_has_powers_of_ten_and_leaves_out_zeros() -> None:
+    chart = line_chart([Series("a", [0, 1, 2], [0.0, 0.02, 4.0])], title="t", log_y=True)
+    for label in (">0.01<", ">0.1<", ">1<", ">10<"):
+        assert label in chart
+    assert "a ends at 4" in chart
+    assert " data-log " in chart
+    (points,) = re.findall(r'points="([^"]+)"', chart)
+    assert len(points.split()) == 2
+    assert " data-log" not in line_chart([Series("a", [0, 1], [1.0, 2.0])], title="t")
+    assert "nothing recorded yet" in line_chart([Series("a", [0], [0.0])], title="t", log_y=True)
+
+
+def test_a_logarithmic_axis_of_one_value() -> None:
+    axis = make_log_axis([0.0], 100, 0)
+    assert (axis.low, axis.high) == (0, 1)
+    assert [round(10**t) for t in axis.ticks] == [1, 2, 5, 10]

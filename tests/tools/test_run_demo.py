@@ -42,7 +42,7 @@ def calls(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         folder = Path(arguments[arguments.index("OUTPUT_DIR") + 1])
         inference = folder / "inference" / "some_val"
         inference.mkdir(parents=True, exist_ok=True)
-        content = {"dataset": "some_val", "bbox": {"AP": 12.3, "AP50": 45.6}}
+        content = {"dataset": "some_val", "num_images": 8, "bbox": {"AP": 12.3, "AP50": 45.6}}
         (inference / "metrics.json").write_text(json.dumps(content))
         if "--eval-only" not in arguments:
             row = {"iteration": 239, "total_loss": 1.5, "time": 1.0}

@@ -129,7 +129,7 @@ def write_selection(folder: Path, selection: Selection | None, ground_truth: Gro
     is_category = selection.categories != NOTHING
     categories = np.full(selection.categories.shape, NOTHING, dtype=np.int64)
     categories[is_category] = ground_truth.space.dataset_ids_of(selection.categories[is_category])
-    columns = {
+    columns: dict[str, Any] = {
         "header": np.array(json.dumps(header)),
         "categories": categories,
         "scores": selection.scores,

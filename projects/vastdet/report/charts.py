@@ -62,6 +62,15 @@ def make_axis(
     return Axis(low, high, start, end, tuple(i * step for i in range(first, last + 1)))
 
 
+def make_log_axis(values: Sequence[float], start: float, end: float) -> Axis:
+    """An axis over decimal logarithms from one whole power of ten to another."""
+    low, high = math.floor(min(values)), math.ceil(max(values))
+    high = max(high, low + 1)
+    between = (1, 2, 5) if high - low <= 2 else (1,)
+    ticks = [p + math.log10(m) for p in range(low, high) for m in between]
+    return Axis(low, high, start, end, (*ticks, high))
+
+
 def format_number(value: float) -> str:
     """A short form for tick labels and tables: 0, 0.02, 1.5, 40, 2k, 1e-05."""
     if value == 0:
@@ -88,34 +97,47 @@ def thin(series: Series, max_points: int = MAX_POINTS) -> Series:
 
 
 def line_chart(
-    series: Sequence[Series], *, title: str, x_label: str = "iteration", y_label: str = ""
+    series: Sequence[Series],
+    *,
+    title: str,
+    x_label: str = "iteration",
+    y_label: str = "",
+    log_y: bool = False,
 ) -> str:
     """A figure with the lines, axes, a legend, and the numbers a pointer reads (script.js).
 
     Every text is escaped. Series without points are left out; with none left the figure says so.
+    With `log_y` values are at the places of their logarithms, and those that have none are left
+    out.
     """
+    if log_y:
+        series = [logarithms(s) for s in series]
     lines = [thin(s) for s in series if len(s.x)]
     if not lines:
         return f'<p class="missing">{escape(title)}: nothing recorded yet.</p>'
     xs = [v for s in lines for v in s.x]
     ys = [v for s in lines for v in s.y]
     x = make_axis(xs, LEFT, WIDTH - RIGHT, from_zero=False, num_ticks=5)
-    y = make_axis(ys, HEIGHT - BOTTOM, TOP, from_zero=True, num_ticks=5)
+    if log_y:
+        y = make_log_axis(ys, HEIGHT - BOTTOM, TOP)
+    else:
+        y = make_axis(ys, HEIGHT - BOTTOM, TOP, from_zero=True, num_ticks=5)
+    ends = [format_number(10 ** s.y[-1] if log_y else s.y[-1]) for s in lines]
     drawn = "".join(draw_line(s, i, x, y) for i, s in enumerate(lines))
-    last = ", ".join(f"{s.name} ends at {format_number(s.y[-1])}" for s in lines)
+    last = ", ".join(f"{s.name} ends at {end}" for s, end in zip(lines, ends, strict=True))
     scale = " ".join(
         f"{v:.10g}" for v in (x.low, x.high, x.start, x.end, y.low, y.high, y.start, y.end)
     )
     keys = "".join(
         f'<li><span class="swatch c{i % NUM_COLORS}"></span>{escape(s.name)}'
-        f' <output data-last="{format_number(s.y[-1])}">{format_number(s.y[-1])}</output></li>'
-        for i, s in enumerate(lines)
+        f' <output data-last="{end}">{end}</output></li>'
+        for i, (s, end) in enumerate(zip(lines, ends, strict=True))
     )
     return (
         f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" data-scale="{scale}"'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" data-scale="{scale}"{" data-log" * log_y}'
         f' aria-label="{escape(f"{title}: {last}")}">'
-        f"{draw_axes(x, y, x_label, y_label)}{drawn}"
+        f"{draw_axes(x, y, x_label, y_label, log_y=log_y)}{drawn}"
         f'<line class="cursor" y1="{TOP}" y2="{HEIGHT - BOTTOM}" x1="0" x2="0"/></svg>'
         f'<ul class="keys">{keys}<li>at <output data-at>the end</output></li></ul></figure>'
     )
@@ -135,11 +157,18 @@ def draw_line(series: Series, index: int, x: Axis, y: Axis) -> str:
     return line
 
 
-def draw_axes(x: Axis, y: Axis, x_label: str, y_label: str) -> str:
+def logarithms(series: Series) -> Series:
+    """The series of the decimal logarithms, of those values that have one."""
+    points = [(x, math.log10(y)) for x, y in zip(series.x, series.y, strict=True) if y > 0]
+    return Series(series.name, [x for x, _ in points], [y for _, y in points])
+
+
+def draw_axes(x: Axis, y: Axis, x_label: str, y_label: str, *, log_y: bool = False) -> str:
     """Horizontal grid lines, tick labels and axis names."""
     grid = "".join(
         f'<line class="grid" x1="{x.start}" x2="{x.end}" y1="{y(t):.1f}" y2="{y(t):.1f}"/>'
-        f'<text x="{x.start - 7}" y="{y(t) + 4:.1f}" text-anchor="end">{format_number(t)}</text>'
+        f'<text x="{x.start - 7}" y="{y(t) + 4:.1f}" text-anchor="end">'
+        f"{format_number(10**t if log_y else t)}</text>"
         for t in y.ticks
     )
     ticks = "".join(

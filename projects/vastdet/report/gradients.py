@@ -34,12 +34,13 @@ def gradients_section(run: Run) -> list[Section]:
 
     shares = [Series(s.name, s.x, [100 * value for value in s.y]) for s in over_time("hard")]
     charts = [
-        line_chart(over_time("positive"), title="Positive to negative gradient"),
+        line_chart(over_time("positive"), title="Positive to negative gradient", log_y=True),
         line_chart(shares, title="Hard negatives in the gradient of negatives", y_label="percent"),
     ]
     groups = group_ratios(history, width)
     if len(groups) > 1:
-        charts.append(line_chart(groups, title="Positive to negative gradient by frequency"))
+        title = "Positive to negative gradient by frequency"
+        charts.append(line_chart(groups, title=title, log_y=True))
     body = f'{note(text_of(history))}<div class="grid">{"".join(charts)}</div>'
     return [Section("gradients", "Gradients of the classifier", body)]
 

@@ -212,7 +212,7 @@ def render_parts(
         links += [link(part.anchor, part.title, "part")]
         links += [link(prefix + s.anchor, s.title) for s in sections]
         bodies.append(
-            f'<div class="part" id="{part.anchor}"><h2>{escape(part.title)}</h2>{note(part.text)}'
+            f'<div class="run" id="{part.anchor}"><h2>{escape(part.title)}</h2>{note(part.text)}'
             f"{draw_tiles(headline(run, gallery))}</div>"
         )
         bodies += [s.html(prefix, level=3) for s in sections]

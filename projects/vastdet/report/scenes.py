@@ -93,7 +93,7 @@ def draw_selection(selection: PictureSelection) -> str:
     ]
     if len(further) > MAX_FURTHER:
         further[MAX_FURTHER:] = [f"{len(further) - MAX_FURTHER} more"]
-    rest = f"; further down: {', '.join(further)}" if further else ""
+    rest = f"; not shown: {', '.join(further)}" if further else ""
     text = (
         f"{selection.num_found} of the {selection.num_labelled} labelled categories are among the "
         f"{selection.num_selected} selected{rest}"

@@ -88,7 +88,8 @@ for (const chart of document.querySelectorAll(".chart")) {
     at.textContent = Math.round(x0 + ((anchor - left) / (right - left)) * (x1 - x0));
     lines.forEach((points, i) => {
       const y = nearest(points, anchor).y;
-      outputs[i].textContent = format(y0 + ((y - bottom) / (top - bottom)) * (y1 - y0));
+      const value = y0 + ((y - bottom) / (top - bottom)) * (y1 - y0);
+      outputs[i].textContent = format("log" in svg.dataset ? 10 ** value : value);
     });
     chart.classList.add("reading");
   });

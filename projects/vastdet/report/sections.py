@@ -193,7 +193,7 @@ def selection_section(gallery: Gallery | None) -> list[Section]:
         x_label="best selected categories",
         y_label="percent",
     )
-    body = f'{note(text)}<div class="grid">{curves}</div>'
+    body = f'{note(text)}<div class="grid single">{curves}</div>'
     return [Section("selection", "Selection of categories", body)]
 
 
