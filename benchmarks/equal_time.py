@@ -8,6 +8,7 @@ folder and not run again; two processes may share the work.
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -151,9 +152,14 @@ def argument_parser(description: str, *, minutes: float, output: str) -> argpars
 
 
 def number(scores: Mapping[str, Mapping[str, float]], key: str) -> float:
-    """The number at "task/metric" of an evaluator's results, NaN where it has none."""
+    """The number at "task/metric" of an evaluator's results, NaN where it has none.
+
+    A metric that ends in "#" is followed by a number of the variant's own there.
+    """
     task, metric = key.split("/")
-    return float(scores.get(task, {}).get(metric, float("nan")))
+    pattern = re.compile(re.escape(metric.removesuffix("#")) + r"\d+" * metric.endswith("#"))
+    found = [value for name, value in scores.get(task, {}).items() if pattern.fullmatch(name)]
+    return float(found[0]) if found else float("nan")
 
 
 def folder_name(variant: str) -> str:

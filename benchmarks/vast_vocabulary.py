@@ -23,10 +23,13 @@ from vastdet.engine.config_files import choose_device, merge_opts
 from vastdet.engine.model_benchmark import Workload
 
 BATCH_SIZE, SIZE = 16, 160
-METRICS = ("bbox/AP", "bbox/AP50", "bbox/APr", "bbox/APc", "bbox/APf", "selection/ARC{}")
+METRICS = ("bbox/AP", "bbox/AP50", "bbox/APr", "bbox/APc", "bbox/APf", "selection/ARC#")
 CQ, DINO = "quick/cq_dino_kinds.yaml", "quick/dino_generated.yaml"
 # Categories that are selected; all of a small vocabulary could be.
 NUM_SELECTED = {50: 25, 500: 100, 1_000: 100, 5_000: 100, 13_000: 100}
+
+# Stands for the number of categories.
+ALL = -1
 
 # Name -> config and its overrides.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -45,6 +48,7 @@ ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
             "MODEL.CQ_DINO.CATEGORY.TREE_STRENGTH": 0.5,
         },
     ),
+    "tree, all selected": (CQ, {"MODEL.CQ_DINO.SELECTION.NUM_SELECTED": ALL}),
     "tree, 50 selected": (CQ, {"MODEL.CQ_DINO.SELECTION.NUM_SELECTED": 50}),
     "tree, 200 selected": (CQ, {"MODEL.CQ_DINO.SELECTION.NUM_SELECTED": 200}),
 }
@@ -71,8 +75,9 @@ def config_of(variant: str, options: argparse.Namespace) -> CfgNode:
     weights = options.cq_weights if node == "CQ_DINO" else options.dino_weights
     if weights:
         settings["MODEL.WEIGHTS"] = weights
+    settings |= {k: options.categories if v == ALL else v for k, v in overrides.items()}
     cfg = model_zoo.get_config(file)
-    merge_opts(cfg, [part for pair in (settings | overrides).items() for part in pair])
+    merge_opts(cfg, [part for pair in settings.items() for part in pair])
     return choose_device(cfg)
 
 
@@ -90,13 +95,12 @@ def main() -> None:
     if options.one:
         options.output = options.output.parent
     arguments = [f"--{key.replace('_', '-')}={getattr(options, key)}" for key in own]
-    selected = NUM_SELECTED[options.categories]
     Study(
         script=__file__,
         variants=tuple(STUDIES[options.study]),
         config_of=partial(config_of, options=options),
         workload=Workload(BATCH_SIZE, (SIZE, SIZE)),
-        metrics=[metric.format(selected) for metric in METRICS],
+        metrics=METRICS,
         arguments=arguments,
     ).main(options)
 
