@@ -8,6 +8,7 @@ import difflib
 import math
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
@@ -96,7 +97,8 @@ class TimmBackbone(Backbone):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Map images (B, C, H, W) to `{name: (B, C_name, H / S, W / S)}`, large maps first."""
-        maps = self.body(images)
+        # oneDNN, cuDNN and norms are faster on channels that lie together.
+        maps = self.body(images.contiguous(memory_format=torch.channels_last))
         if self._channels_last:
             maps = [m.permute(0, 3, 1, 2).contiguous() for m in maps]
         return dict(zip(self._out_features, maps, strict=True))
