@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone, build_model
 from detectron2.utils.events import EventStorage
@@ -19,7 +20,8 @@ from torch.nn import functional as F
 from vastdet.engine.checkpoint import VastdetCheckpointer
 from vastdet.engine.config_files import class_count_key
 from vastdet.models.box_classifier import BoxClassifier
-from vastdet.models.box_classifier.box_classifier import mean_in_boxes
+from vastdet.models.box_classifier.box_classifier import mean_in_boxes, read_groups
+from vastdet.vocabulary import CategorySpace
 
 NONE = torch.zeros(0, 4)
 
@@ -129,6 +131,64 @@ def test_losses_are_mean_cross_entropies_and_accuracies_are_logged() -> None:
         right = (logits.argmax(dim=1) == torch.tensor(labels)).double().mean().item()
         assert accuracies[f"accuracy_{name}"] == pytest.approx(right)
     assert len(losses) == len(accuracies) == 2
+
+
+def test_groups_are_those_of_the_tree_and_their_loss_is_a_sum_of_binary_cross_entropies() -> None:
+    groups = torch.tensor([[1, 0], [1, 1], [0, 0]], dtype=torch.bool)
+    torch.manual_seed(0)
+    model = BoxClassifier(
+        in_features=["res2"],
+        backbone=Means(),
+        num_classes=NUM_CLASSES,
+        pixel_mean=[100.0] * 3,
+        pixel_std=[50.0] * 3,
+        groups=groups,
+        tree_loss_weight=0.5,
+    ).double()
+    batch = [sample(seed=0), sample(GT_BOXES[:1], seed=2)]
+    losses = model.train()(batch)
+    total = 0.0
+    logits = logits_of(model, batch)["res2"]
+    assert logits.shape == (4, NUM_CLASSES + 2)
+    for row, label in zip(logits[:, NUM_CLASSES:].tolist(), [0, 1, 2, 0], strict=True):
+        for x, present in zip(row, groups[label].tolist(), strict=True):
+            total -= math.log(1 / (1 + math.exp(-x if present else x)))
+    assert losses["loss_tree_res2"].item() == pytest.approx(0.5 * total / 4, rel=1e-9)
+    assert list(losses) == ["loss_class_res2", "loss_tree_res2"]
+
+
+def test_groups_of_generated_kinds(cfg: CfgNode) -> None:
+    """Each shape and each colour is a group; the root, above all, is none."""
+    cfg.DATASETS.TRAIN = ("generated_kinds_50_train",)
+    cfg.MODEL.BOX_CLASSIFIER.NUM_CLASSES = 50
+    groups = read_groups(cfg)
+    space = CategorySpace.from_metadata(MetadataCatalog.get("generated_kinds_50_train"))
+    same = (groups[:, None] == groups[None]).all(dim=-1)
+    first, shape = space.names[0].split()[0], space.names[0].split()[-1]
+    is_shape = torch.tensor([name.split()[-1] == shape for name in space.names])
+    is_colour = torch.tensor([name.split()[0] == first for name in space.names])
+    columns = groups.T
+    assert any(torch.equal(column, is_shape) for column in columns)
+    assert any(torch.equal(column, is_colour) for column in columns)
+    assert not columns.all(dim=1).any()
+    assert columns.any(dim=1).all()
+    # Compositions of one shape and one colour differ by their pattern alone.
+    assert torch.equal(same[0], is_shape & is_colour)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "num_classes", "got"),
+    [
+        ("generated_kinds_50_train", 7, "a tree of 50 categories"),
+        ("coco_2017_train", 80, "no tree"),
+    ],
+)
+def test_groups_need_a_tree(cfg: CfgNode, dataset: str, num_classes: int, got: str) -> None:
+    cfg.DATASETS.TRAIN = (dataset,)
+    cfg.MODEL.BOX_CLASSIFIER.NUM_CLASSES = num_classes
+    cfg.MODEL.BOX_CLASSIFIER.TREE_LOSS_WEIGHT = 1.0
+    with pytest.raises(ValueError, match=got):
+        BoxClassifier.from_config(cfg)
 
 
 def test_a_batch_without_any_box_has_no_loss_and_logs_nothing(cfg: CfgNode) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Classification of ground-truth boxes, to train a backbone where no published weights are at hand.
 
-B images, N boxes of all of them, C channels of a map, K classes.
+B images, N boxes of all of them, C channels of a map, K classes, M groups of classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from vastdet.detr.structures import Targets
 from vastdet.layers.boxes import cxcywh_to_xyxy
 from vastdet.layers.distributed import mean_over_ranks
 from vastdet.layers.precision import at_least_float32
+from vastdet.vocabulary import CategorySpace
+from vastdet.vocabulary.hierarchy import NO_NODE
 
 # Cells along each side of a box, before their mean.
 BOX_CELLS = 7
@@ -29,16 +32,27 @@ BOX_CELLS = 7
 class BoxClassifier(ImageModel[dict[str, Tensor]]):
     """Tells the class of each ground-truth box from the mean of a feature map inside it.
 
-    Each map has a linear classifier of its own. Detectors take up `backbone.*` by `MODEL.WEIGHTS`.
-    It finds no boxes: at inference the `instances` of an image are empty.
+    Each map has a linear classifier of its own. With a category tree it also tells in which groups
+    of the tree a box is: a rare class has few examples, what it shares with others has many.
+    Detectors take up `backbone.*` by `MODEL.WEIGHTS`. It finds no boxes: at inference the
+    `instances` of an image are empty.
     """
 
     @configurable
-    def __init__(self, *, in_features: Sequence[str], **parts: Any) -> None:
+    def __init__(
+        self,
+        *,
+        in_features: Sequence[str],
+        groups: Tensor | None = None,
+        tree_loss_weight: float = 1.0,
+        **parts: Any,
+    ) -> None:
         """Put it together.
 
         Args:
             in_features: names of maps of the backbone.
+            groups: (K, M) bool, the groups that each class is in; None for none.
+            tree_loss_weight: of the loss of the groups.
             parts: as of `ImageModel`.
 
         Raises:
@@ -52,17 +66,27 @@ class BoxClassifier(ImageModel[dict[str, Tensor]]):
                 f"of {list(shapes)}, the maps of the backbone, and no others"
             )
         self.strides = {name: shapes[name].stride for name in in_features}
+        if groups is None:
+            groups = torch.zeros(self.num_classes, 0)
+        self.register_buffer("groups", groups.float(), persistent=False)
+        self.tree_loss_weight = tree_loss_weight
+        num_logits = self.num_classes + groups.shape[1]
         self.classifiers = nn.ModuleDict(
-            {name: nn.Linear(shapes[name].channels, self.num_classes) for name in in_features}
+            {name: nn.Linear(shapes[name].channels, num_logits) for name in in_features}
         )
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Build the parts from `MODEL.BOX_CLASSIFIER`."""
+        node, groups = cfg.MODEL.BOX_CLASSIFIER, None
+        if node.TREE_LOSS_WEIGHT:
+            groups = read_groups(cfg)
         return {
             "backbone": build_backbone(cfg),
-            "num_classes": cfg.MODEL.BOX_CLASSIFIER.NUM_CLASSES,
-            "in_features": cfg.MODEL.BOX_CLASSIFIER.IN_FEATURES,
+            "num_classes": node.NUM_CLASSES,
+            "in_features": node.IN_FEATURES,
+            "groups": groups,
+            "tree_loss_weight": node.TREE_LOSS_WEIGHT,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
@@ -70,7 +94,7 @@ class BoxClassifier(ImageModel[dict[str, Tensor]]):
     def predict_padded(
         self, images: Sequence[Tensor], targets: Targets | None = None
     ) -> dict[str, Tensor]:
-        """Logits (N, K) of the targets' boxes by map, image by image; N = 0 without targets."""
+        """Logits (N, K + M) of the targets' boxes by map, image by image; N = 0 without targets."""
         pixels, _ = self.padded_batch(images)
         features = self.backbone(pixels)
         if targets is None:
@@ -83,16 +107,23 @@ class BoxClassifier(ImageModel[dict[str, Tensor]]):
         }
 
     def losses(self, predictions: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
-        """`loss_class_<map>`, softmax cross-entropies averaged over the boxes of all processes.
+        """Losses averaged over the boxes of all processes.
 
-        The share of right answers is logged as `accuracy_<map>`.
+        `loss_class_<map>` is the softmax cross-entropy of the classes, `loss_tree_<map>` the sum of
+        the binary cross-entropies of the groups. The share of right answers is logged as
+        `accuracy_<map>`.
         """
         labels = targets.labels[targets.filled]
         num_boxes = mean_over_ranks(self.pixel_mean.new_tensor(float(len(labels)))).clamp(min=1)
         losses = {}
-        for name, logits in predictions.items():
-            sums = F.cross_entropy(at_least_float32(logits), labels, reduction="sum")
+        for name, both in predictions.items():
+            logits, groups = at_least_float32(both).tensor_split([self.num_classes], dim=-1)
+            sums = F.cross_entropy(logits, labels, reduction="sum")
             losses[f"loss_class_{name}"] = sums / num_boxes
+            if groups.shape[-1]:
+                present = self.groups[labels]
+                sums = F.binary_cross_entropy_with_logits(groups, present, reduction="sum")
+                losses[f"loss_tree_{name}"] = self.tree_loss_weight * sums / num_boxes
             if len(labels) and has_event_storage():
                 right = (logits.argmax(dim=-1) == labels).float().mean()
                 get_event_storage().put_scalar(f"accuracy_{name}", right)
@@ -106,6 +137,34 @@ class BoxClassifier(ImageModel[dict[str, Tensor]]):
     ) -> list[dict[str, Any]]:
         """See `ImageModel.results`."""
         return [{"instances": empty_instances(x, self.pixel_mean)} for x in batched_inputs]
+
+
+def read_groups(cfg: CfgNode) -> Tensor:
+    """(K, M) bool: the groups of the first training set's category tree that each class is in.
+
+    A group is a node above some classes but not above all of them; a class that is such a node is
+    in its own group.
+
+    Raises:
+        ValueError: the dataset has no tree, or not NUM_CLASSES categories.
+    """
+    num_classes = cfg.MODEL.BOX_CLASSIFIER.NUM_CLASSES
+    name = next(iter(cfg.DATASETS.TRAIN), "")
+    tree = CategorySpace.from_metadata(MetadataCatalog.get(name)).hierarchy
+    if tree is None or tree.num_categories != num_classes:
+        got = "no tree" if tree is None else f"a tree of {tree.num_categories} categories"
+        raise ValueError(
+            f"MODEL.BOX_CLASSIFIER.TREE_LOSS_WEIGHT needs a training set with a tree of "
+            f"NUM_CLASSES = {num_classes} categories; {name!r} has {got}; set the weight to 0, or "
+            "train on another dataset"
+        )
+    groups = torch.zeros(num_classes, len(tree), dtype=torch.bool)
+    for category, node in enumerate(tree.category_nodes):
+        if node != NO_NODE:
+            groups[category, tree.ancestors(node)] = True
+            groups[category, node] = len(tree.children(node)) > 0
+    sizes = groups.sum(dim=0)
+    return groups[:, (sizes > 0) & (sizes < num_classes)]
 
 
 def boxes_in_pixels(targets: Targets, images: Sequence[Tensor]) -> list[Tensor]:

@@ -10,3 +10,5 @@ def add_box_classifier_config(cfg: CfgNode) -> None:
     node.NUM_CLASSES = 80
     # Maps of the backbone; each has a classifier of its own.
     node.IN_FEATURES = ["res4", "res5"]
+    # Of the groups of the category tree of the first training set; with 0 no tree is needed.
+    node.TREE_LOSS_WEIGHT = 0.0
