@@ -51,7 +51,8 @@ def test_maps_equal_timms_own() -> None:
     with torch.no_grad():
         ours, theirs = backbone(images), reference(images)
     for feature, expected in zip(ALL, theirs[1:], strict=True):
-        assert torch.equal(ours[feature], expected)
+        # Convolutions add up in another order where channels lie together; measured: 2.4e-6.
+        torch.testing.assert_close(ours[feature], expected, rtol=0, atol=1e-5)
 
 
 def test_channels_last_maps_are_turned() -> None:
