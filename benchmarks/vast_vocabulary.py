@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """CQ-DINO beside DINO, and what its parts do, as the vocabulary grows: generated scenes.
 
-Every variant trains for the same time (see equal_time.py), from random weights or from those of
---cq-weights and --dino-weights, of which what has another number of categories is left out.
+Every variant trains for the same time (see equal_time.py), in a single stage; all start from the
+backbone in --weights, such as that of quick/box_classifier_kinds.yaml, or from random weights.
 
-    python benchmarks/vast_vocabulary.py --categories 500 --minutes 10
-    python benchmarks/vast_vocabulary.py --study ablations --categories 1000 --minutes 10
+    python benchmarks/vast_vocabulary.py --categories 500 --minutes 10 --weights BACKBONE.pth
+    python benchmarks/vast_vocabulary.py --study ablations --categories 1000 --weights BACKBONE.pth
 
 The methods learn the plain sets, whose categories are all leaves of their tree, by
 self-attention of the categories; the ablations those in which shapes are categories above others.
@@ -21,10 +21,11 @@ from equal_time import Study, argument_parser
 from vastdet import model_zoo
 from vastdet.engine.config_files import choose_device, merge_opts
 from vastdet.engine.model_benchmark import Workload
+from vastdet.text import read_category_embeddings
 
-BATCH_SIZE, SIZE = 16, 160
+BATCH_SIZE, SIZE = 8, 160
 METRICS = ("bbox/AP", "bbox/AP50", "bbox/APr", "bbox/APc", "bbox/APf", "selection/ARC#")
-CQ, DINO = "quick/cq_dino_kinds.yaml", "quick/dino_generated.yaml"
+CQ, DINO = "quick/cq_dino_kinds.yaml", "quick/dino_kinds.yaml"
 # Categories that are selected; all of a small vocabulary could be.
 NUM_SELECTED = {50: 25, 500: 100, 1_000: 100, 5_000: 100, 13_000: 100}
 
@@ -64,17 +65,23 @@ def config_of(variant: str, options: argparse.Namespace) -> CfgNode:
         "DATASETS.TRAIN": f"('{data}_{options.categories}_train',)",
         "DATASETS.TEST": f"('{data}_{options.categories}_val',)",
         f"MODEL.{node}.NUM_CLASSES": options.categories,
-        "MODEL.TIMM.NAME": "regnetx_002",
-        "SOLVER.AMP.ENABLED": True,
+        "MODEL.WEIGHTS": options.weights,
         "TEST.EVAL_PERIOD": 0,
         "SOLVER.CHECKPOINT_PERIOD": 10**6,
     }
+    if not options.weights:
+        settings["SOLVER.BACKBONE_MULTIPLIER"] = 1.0
     if node == "CQ_DINO":
-        settings["MODEL.CQ_DINO.SELECTION.NUM_SELECTED"] = NUM_SELECTED[options.categories]
-        settings["MODEL.CQ_DINO.CATEGORY.EMBEDDINGS"] = options.embeddings
-    weights = options.cq_weights if node == "CQ_DINO" else options.dino_weights
-    if weights:
-        settings["MODEL.WEIGHTS"] = weights
+        settings |= {
+            "MODEL.CQ_DINO.SELECTION.NUM_SELECTED": NUM_SELECTED[options.categories],
+            "MODEL.CQ_DINO.SELECTION.WARMUP_ITERS": 300,
+            "MODEL.CQ_DINO.SELECTION.LOSS_WEIGHT": 0.2,
+            "MODEL.CQ_DINO.CATEGORY.EMBEDDINGS": options.embeddings,
+            "SOLVER.LR_MULTIPLIERS": "[]",
+        }
+        if options.embeddings != "random":
+            dim = read_category_embeddings(options.embeddings).dim
+            settings["MODEL.CQ_DINO.CATEGORY.DIM"] = dim
     settings |= {k: options.categories if v == ALL else v for k, v in overrides.items()}
     cfg = model_zoo.get_config(file)
     merge_opts(cfg, [part for pair in settings.items() for part in pair])
@@ -87,14 +94,13 @@ def main() -> None:
     parser.add_argument("--study", choices=STUDIES, default="methods")
     parser.add_argument("--categories", type=int, choices=NUM_SELECTED, required=True)
     parser.add_argument("--embeddings", default="random", help="what category queries start from")
-    parser.add_argument("--cq-weights", default="", help="what CQ-DINO starts from")
-    parser.add_argument("--dino-weights", default="", help="what DINO starts from")
+    parser.add_argument("--weights", default="", help="of the backbone that all start from")
     options = parser.parse_args()
-    own = ("study", "categories", "embeddings", "cq_weights", "dino_weights")
+    own = ("study", "categories", "embeddings", "weights")
     options.output = options.output / f"{options.study}_{options.categories}"
     if options.one:
         options.output = options.output.parent
-    arguments = [f"--{key.replace('_', '-')}={getattr(options, key)}" for key in own]
+    arguments = [f"--{key}={getattr(options, key)}" for key in own]
     Study(
         script=__file__,
         variants=tuple(STUDIES[options.study]),
