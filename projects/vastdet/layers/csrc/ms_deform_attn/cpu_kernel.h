@@ -35,15 +35,17 @@ struct Inputs {
   const void* weights;
 };
 
-// A forward task is a stretch of queries of one image; with `copy_heads` of one image and head.
-// Copying a head first (as A, one border of zeros about each level) costs S * D and makes each
-// sample cheaper, so it pays where queries sample each cell often.
+// A forward task is a stretch of queries of one image; with `copy_heads` of one image and head, whose
+// levels from `first_copied` on are copied first (as A, one border of zeros about each level).
+// Copying a level costs its cells * D and makes each sample cheaper, so it pays where queries sample
+// each cell often.
 struct ForwardCall {
   Inputs in;
   void* output;  // (B, Q, H * D) of type V, contiguous
   bool copy_heads;
-  int32_t block;   // queries of a task without `copy_heads`
-  int32_t pieces;  // tasks of an (image, head) with `copy_heads`
+  int32_t first_copied;  // with `copy_heads`; levels before it are read in place
+  int32_t block;         // queries of a task without `copy_heads`
+  int32_t pieces;        // tasks of an (image, head) with `copy_heads`
 };
 
 // A backward task is one (image, head, level): it alone writes the value gradients of these cells,

@@ -22,7 +22,7 @@ namespace {
 
 // Queries of a forward task without copied heads: neighbours share cells, tasks share threads.
 constexpr int kForwardBlock = 32;
-// Heads are copied when the queries of a thread sample each cell at least so often, corners counted
+// A level is copied when the queries of a thread sample each cell at least so often, corners counted
 // (benchmarks/ms_deform_attn.md).
 constexpr int64_t kCopyReads = 3;
 
@@ -207,6 +207,12 @@ void run_tasks(int64_t tasks, int64_t scratch_bytes, const Run& run) {
   });
 }
 
+bool sampled_often(const ForwardCall& call, int32_t level) {
+  const Level& l = call.in.levels[level];
+  return int64_t(call.in.queries) * l.num_points * 4 / call.pieces >=
+      kCopyReads * l.height * l.width;
+}
+
 at::Tensor forward(
     const at::Tensor& value, const at::Tensor& spatial_shapes, const at::Tensor& level_start_index,
     const at::Tensor& sampling_locations, const at::Tensor& attention_weights,
@@ -226,8 +232,14 @@ at::Tensor forward(
   call.output = output.mutable_data_ptr();
   call.block = kForwardBlock;
   call.pieces = int32_t((at::get_num_threads() + image_heads - 1) / image_heads);
-  call.copy_heads = in.channels % lanes != 0 ||
-      int64_t(in.queries) * in.samples * 4 / call.pieces >= kCopyReads * in.cells;
+  // Levels come from large to small, so that those that are sampled less often come first.
+  call.first_copied = 0;
+  if (in.channels % lanes == 0) {
+    while (call.first_copied < in.num_levels && !sampled_often(call, call.first_copied)) {
+      ++call.first_copied;
+    }
+  }
+  call.copy_heads = call.first_copied < in.num_levels;
   run_tasks(
       kernel.forward_tasks(call), kernel.forward_scratch_bytes(call),
       [&](int64_t task, void* scratch) { kernel.forward(call, task, scratch); });
