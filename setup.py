@@ -109,7 +109,7 @@ setup(
     package_dir={"": "projects", "vastdet.configs": "configs"},
     packages=[*find_packages("projects"), "vastdet.configs"],
     package_data={
-        "vastdet.configs": ["**/*.yaml"],
+        "vastdet.configs": ["**/*.yaml", "**/weights/*.safetensors"],
         "vastdet": ["**/*.html", "**/*.css", "**/*.js", "**/*.cpp", "**/*.h", "**/*.cu"],
     },
     install_requires=REQUIREMENTS,

@@ -25,6 +25,7 @@ print(json.dumps({
     "config": model_zoo.get_config_file("quick/fcos_generated.yaml"),
     "architecture": type(model).__name__,
     "num_configs": len(model_zoo.list_configs()),
+    "weights": model_zoo.get_config("quick/fcos_generated", trained=True).MODEL.WEIGHTS,
     "kernels": str(extension_info().library),
     "reason": extension_info().reason,
 }))
@@ -48,6 +49,9 @@ def source(repository: Path, tmp_path: Path) -> Path:
     skipped = (".venv", ".git", "output", "build", "*.egg-info", "__pycache__", "tests", "_C.*")
     folder = tmp_path / "source"
     shutil.copytree(repository, folder, ignore=shutil.ignore_patterns(*skipped))
+    weights = folder / "configs" / "quick" / "weights" / "fcos_generated.safetensors"
+    weights.parent.mkdir(exist_ok=True)
+    weights.write_bytes(b"shipped")
     return folder
 
 
@@ -72,7 +76,10 @@ def use_wheel(wheel: Path, python: str, site_packages: Path) -> dict[str, Any]:
     install = ("install", "--no-deps", "--no-index", str(wheel))
     run(*PIP, "--python", python, *install, cwd=wheel.parent)
     (site_packages / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    return json.loads(run(python, "-W", "ignore", "-c", USE, cwd=wheel.parent).splitlines()[-1])
+    found = json.loads(run(python, "-W", "ignore", "-c", USE, cwd=wheel.parent).splitlines()[-1])
+    assert Path(found["weights"]).is_relative_to(site_packages)
+    assert Path(found["weights"]).read_bytes() == b"shipped"
+    return found
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from vastdet.engine.checkpoint import check_exists, read_weights
 from vastdet.engine.config_files import load_config
 from vastdet.engine.tools import add_register_argument, exit_status, register_datasets
 from vastdet.files import write_atomically
+from vastdet.layers.precision import at_least_float32
 from vastdet.models.cq_dino.added_categories import (
     ROUNDING,
     add_rows,
@@ -90,6 +91,12 @@ def given_space(options: argparse.Namespace) -> CategorySpace:
     return category_space(options.vocabulary)
 
 
+def trained_weights(path: str) -> dict[str, torch.Tensor]:
+    """The weights of a model; those in half precision in float32, as models have them."""
+    tensors = {k: torch.as_tensor(x) for k, x in read_weights(path)["model"].items()}
+    return {k: at_least_float32(x) if x.is_floating_point() else x for k, x in tensors.items()}
+
+
 def write_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
     """Write the weights of a model, the file whole or not at all."""
     if path.suffix == ".safetensors":
@@ -108,7 +115,7 @@ def run(options: argparse.Namespace) -> None:
     old = vocabulary(cfg)
     space = appended_space(old, given_space(options), link_parents=options.link_parents)
     check_exists(options.weights)
-    trained = {k: torch.as_tensor(x) for k, x in read_weights(options.weights)["model"].items()}
+    trained = trained_weights(options.weights)
     embeddings = load_category_embeddings(options.embeddings, space)
     weights, query_map = add_rows(trained, embeddings, len(old))
     change = change_of_old_queries(node, weights, old, space)

@@ -12,6 +12,7 @@ from tests.text.letter_encoder import LetterEncoder
 from vastdet.engine import VastdetCheckpointer
 from vastdet.engine.checkpoint import read_weights
 from vastdet.engine.config_files import load_config
+from vastdet.engine.export_weights import export_weights
 from vastdet.text import (
     add_category_embeddings,
     embed_categories,
@@ -130,6 +131,19 @@ def test_components_of_embeddings_take_new_names_too(
     queries = read_weights(str(tmp_path / "more.pth"))["model"][KEY]
     # An untrained model has its embeddings as queries: nothing moves.
     assert torch.equal(queries, read_category_embeddings(path).rows)
+
+
+def test_exported_weights_of_half_precision_are_taken(
+    tool: ModuleType, trained: Path, tmp_path: Path
+) -> None:
+    half, output = tmp_path / "half.safetensors", tmp_path / "more.safetensors"
+    export_weights(trained / "model.pth", half, half=True)
+    arguments = [*arguments_of(trained), *NAMES, "--output", str(output), "--weights", str(half)]
+    assert tool.main([*arguments, "MODEL.CQ_DINO.VOCABULARY", str(trained / "old.json")]) == 0
+    old, new = (read_weights(str(path))["model"] for path in (half, output))
+    assert new[KEY].shape == (8, 16)
+    assert torch.equal(new[KEY][:6], old[KEY].float())
+    assert new.keys() == old.keys()
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of published weights: config -> where its weights come from -> converter.
+"""Trained weights of our configs: where they lie, who published them, how ours were made.
 
-Nothing is downloaded here. `VASTDET_WEIGHTS` names a folder (or a URL prefix) that holds, under the
-config's name, files our checkpointer reads: `<VASTDET_WEIGHTS>/<name>.safetensors` or `.pth`.
+Nothing is downloaded here. Our own are shipped beside their configs, such as
+`configs/quick/weights/<name>.safetensors`. `VASTDET_WEIGHTS` names a folder (or a URL prefix) that
+holds others under the config's name: `<VASTDET_WEIGHTS>/<name>.safetensors` or `.pth`.
 """
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from vastdet.model_zoo.config_files import config_root
+
 WEIGHTS_VARIABLE = "VASTDET_WEIGHTS"
 WEIGHT_SUFFIXES = (".safetensors", ".pth")
+# Beside the configs of a folder.
+OWN_FOLDER = "weights"
 
 
 @dataclass(frozen=True)
@@ -54,13 +59,44 @@ PUBLISHED_WEIGHTS: dict[str, PublishedWeights] = {
 }
 
 
+@dataclass(frozen=True)
+class OwnWeights:
+    """How the weights were made that are shipped with one of our configs.
+
+    Attributes:
+        commands: from random weights to the checkpoint that tools/export_weights.py exported with
+            --half; the last one trains the config itself.
+        seed: of the last training.
+        hours: all of it on two CPU cores.
+        box_ap: of the exported file on the config's own test set, in percent.
+    """
+
+    commands: tuple[str, ...]
+    seed: int
+    hours: float
+    box_ap: float
+
+
+# Every file of configs/*/weights/ has an entry here, and is at most 10 MB.
+OWN_WEIGHTS: dict[str, OwnWeights] = {}
+
+
+def own_weights_file(name: str) -> Path:
+    """Where the weights that are shipped with a config lie, if there are any."""
+    config = config_root() / name
+    return config.parent / OWN_FOLDER / f"{config.name}{WEIGHT_SUFFIXES[0]}"
+
+
 def find_weights(name: str) -> str:
-    """The path or URL of the weights of a config, below `VASTDET_WEIGHTS`.
+    """The path or URL of the trained weights of a config: shipped, or below `VASTDET_WEIGHTS`.
 
     Raises:
-        ValueError: `VASTDET_WEIGHTS` is not set.
+        ValueError: none are shipped and `VASTDET_WEIGHTS` is not set.
         FileNotFoundError: it holds no weights for this config; the message says how to get them.
     """
+    own = own_weights_file(name)
+    if own.is_file():
+        return str(own)
     place = os.environ.get(WEIGHTS_VARIABLE)
     if not place:
         raise ValueError(
