@@ -265,6 +265,7 @@ def test_small_configs_take_a_training_step(name: str, proposal_file: str) -> No
         cfg.DATASETS.TRAIN = ("generated_24_train",)
         set_num_classes(cfg, 24)
     cfg.DATASETS.PROPOSAL_FILES_TRAIN = (proposal_file,)
+    cfg.MODEL.CQ_DINO.CATEGORY.EMBEDDINGS = "random"  # or those that a command has to compute
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.SOLVER.IMS_PER_BATCH = 2
     torch.manual_seed(0)

@@ -7,6 +7,7 @@ B images, N boxes of all of them, C channels of a map, K classes, M groups of cl
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
@@ -158,13 +159,13 @@ def read_groups(cfg: CfgNode) -> Tensor:
             f"NUM_CLASSES = {num_classes} categories; {name!r} has {got}; set the weight to 0, or "
             "train on another dataset"
         )
-    groups = torch.zeros(num_classes, len(tree), dtype=torch.bool)
+    groups = np.zeros((num_classes, len(tree)), dtype=bool)
     for category, node in enumerate(tree.category_nodes):
         if node != NO_NODE:
             groups[category, tree.ancestors(node)] = True
             groups[category, node] = len(tree.children(node)) > 0
-    sizes = groups.sum(dim=0)
-    return groups[:, (sizes > 0) & (sizes < num_classes)]
+    sizes = groups.sum(axis=0)
+    return torch.from_numpy(groups[:, (sizes > 0) & (sizes < num_classes)])
 
 
 def boxes_in_pixels(targets: Targets, images: Sequence[Tensor]) -> list[Tensor]:
