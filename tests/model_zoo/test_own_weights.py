@@ -29,7 +29,7 @@ def test_every_file_is_documented_and_every_entry_has_a_file() -> None:
         assert name in model_zoo.list_configs()
         assert f"configs/{name}.yaml" in own.commands[-1]
         assert own.hours > 0
-        assert 0 < own.box_ap < 100
+        assert own.box_ap is None or 0 < own.box_ap < 100
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=name_of)
