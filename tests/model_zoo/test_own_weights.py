@@ -86,6 +86,6 @@ def test_an_exported_training_is_taken_up_by_name(
     cfg = model_zoo.get_config("quick/box_classifier_kinds", trained=True)
     other = build_model(cfg)
     VastdetCheckpointer(other).load(cfg.MODEL.WEIGHTS, checkpointables=[], complete=True)
-    name = "classifiers.res5.weight"
+    name = "classifiers.res4.weight"
     halved = model.state_dict()[name].half().float()
     assert other.state_dict()[name].equal(halved)
