@@ -252,7 +252,10 @@ def test_in_the_detector(cfg: CfgNode) -> None:
         (expected,), (got,) = exact([sample()]), model.eval()([sample()])
     assert isinstance(model.categories.selection, ShortlistSelection)
     assert torch.equal(got["selected_categories"], expected["selected_categories"])
-    assert torch.equal(got["instances"].scores, expected["instances"].scores)
+    # Products of other sizes may round otherwise.
+    largest = (got["instances"].scores - expected["instances"].scores).abs().max().item()
+    print(f"largest difference of a score {largest:.1e}")
+    assert largest < 1e-6
 
 
 def test_selections_by_name() -> None:

@@ -23,7 +23,7 @@ from vastdet.layers.observed_logits import (
 
 # Softmax classifiers, and the second stages of CenterNet2.
 UNOBSERVED = {"DETR", "Panoptic DETR", "Faster R-CNN FPN", "Faster R-CNN C4", "Cascade R-CNN",
-              "Fast R-CNN", "CenterNet2"}  # fmt: skip
+              "Fast R-CNN", "CenterNet2", "Box classifier"}  # fmt: skip
 # The parts that show logits beside the predictions.
 FURTHER_PARTS = {
     "DINO": {PROPOSALS, DENOISING},
