@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures that every test module may use."""
 
-import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.utils.logger import setup_logger
 
 from vastdet import add_vastdet_config
+from vastdet.engine.tools import close_logs
 from vastdet.layers import extension_info
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -29,21 +28,12 @@ def one_torch_thread() -> None:
     torch.set_num_threads(1)
 
 
-def close_handlers() -> None:
-    """Take from loggers what a run gave them: its streams are pytest's and close with the test."""
-    for name in ("vastdet", "detectron2", "fvcore"):
-        logger = logging.getLogger(name)
-        for handler in list(logger.handlers):
-            logger.removeHandler(handler)
-    setup_logger.cache_clear()
-
-
 @pytest.fixture(autouse=True)
 def fresh_loggers() -> Iterator[None]:
-    """A test sees no handler of another one, nor of a fixture that trained a model."""
-    close_handlers()
+    """A test sees no handler of another one, whose streams are closed, nor of a fixture's run."""
+    close_logs()
     yield
-    close_handlers()
+    close_logs()
 
 
 @pytest.fixture

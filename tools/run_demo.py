@@ -9,15 +9,12 @@ training is over, only its scores and the page are made anew. Another --output s
 
 import argparse
 import hashlib
-import logging
 import sys
 import time
 from pathlib import Path
 
-from detectron2.utils.logger import setup_logger
-
 from vastdet.engine import command_line
-from vastdet.engine.tools import exit_status
+from vastdet.engine.tools import close_logs, exit_status
 from vastdet.files import local_path, read_json, write_json
 from vastdet.model_zoo import get_config, get_config_file
 from vastdet.report import Part, write_joint_report
@@ -89,16 +86,6 @@ def score(output: Path) -> int:
     if not status:
         write_json(done, {"sha256": digest, "seconds": time.perf_counter() - started})
     return status
-
-
-def close_logs() -> None:
-    """Take from the loggers what a run gave them: the next one would print each line twice."""
-    for name in ("vastdet", "detectron2", "fvcore"):
-        logger = logging.getLogger(name)
-        for handler in list(logger.handlers):
-            logger.removeHandler(handler)
-            handler.close()
-    setup_logger.cache_clear()
 
 
 def train(output: Path, opts: list[str]) -> int:

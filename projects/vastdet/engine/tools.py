@@ -2,9 +2,12 @@
 """What the command lines in tools/ share."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from detectron2.utils.logger import setup_logger
 
 from vastdet.data import register_coco
 from vastdet.evaluation.ground_truth import GroundTruth, from_json, ground_truth_of_dataset
@@ -55,6 +58,16 @@ def load_ground_truth(arguments: argparse.Namespace) -> tuple[GroundTruth, str]:
     if arguments.annotations:
         return from_json(arguments.annotations), Path(arguments.annotations).stem
     return ground_truth_of_dataset(arguments.dataset), arguments.dataset
+
+
+def close_logs() -> None:
+    """Take from the loggers what a run gave them: the next one would print each line twice."""
+    for name in ("vastdet", "detectron2", "fvcore"):
+        logger = logging.getLogger(name)
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+            handler.close()
+    setup_logger.cache_clear()
 
 
 def exit_status(run: Callable[[], int | None]) -> int:
