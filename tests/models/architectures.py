@@ -113,13 +113,15 @@ def dino(cfg: CfgNode) -> None:
     cfg.MODEL.DINO.DENOISING.NUM_QUERIES = 10
 
 
-def cq_dino(cfg: CfgNode, correlation: str = "tree", preset: str = "paper") -> None:
+def cq_dino(
+    cfg: CfgNode, correlation: str = "tree", preset: str = "paper", prompt: str = "seen"
+) -> None:
     node = cfg.MODEL.CQ_DINO
     set_prediction(cfg, "CQDINO", node)
     node.VOCABULARY = small_tree()
     node.PRESET = preset
     node.CATEGORY.EMBEDDINGS, node.CATEGORY.DIM = "random", 48
-    node.CATEGORY.CORRELATION = correlation
+    node.CATEGORY.CORRELATION, node.CATEGORY.PROMPT = correlation, prompt
     node.SELECTION.NUM_SELECTED, node.SELECTION.IMAGE_DIM = 2, 32
     node.SELECTION.FEEDFORWARD_DIM, node.SELECTION.DROPOUT = 64, 0.0
     node.FUSION.DIM, node.FUSION.DROPOUT = 64, 0.0
@@ -277,7 +279,7 @@ ARCHITECTURES = [
         for variant, options, idle in (
             ("tree", {}, ()),
             ("self-attention", {"correlation": "self_attention"}, ()),
-            ("flat", {"correlation": "none"}, ()),
+            ("flat", {"correlation": "none", "prompt": "seen_and_own"}, ()),
             ("official", {"preset": "official"}, ()),
         )
     ),

@@ -117,6 +117,29 @@ def test_second_stage_takes_up_the_first_by_name(cfg: CfgNode, tmp_path: Path) -
     assert all(torch.equal(state[n], changed[n] + 1) for n in others)
 
 
+def test_prompt_of_seen_and_own_queries_by_hand(cfg: CfgNode) -> None:
+    cq_dino(cfg)
+    cfg.MODEL.CQ_DINO.CATEGORY.PROMPT = "seen_and_own"
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    pixels = model.padded_batch([model.normalize(sample()["image"])])
+    for training in (True, False):
+        model.train(training)
+        with torch.no_grad():
+            features = model.backbone(pixels[0])[model.selection_feature]
+            categories = model.select(features, pixels[1], None)
+            tokens = model.prompt_proj(categories)[0]
+            proj, own = model.prompt_proj, model.categories.queries()
+            for token, seen, index in zip(
+                tokens,
+                categories.selected.queries[0],
+                categories.selected.indices[0],
+                strict=True,
+            ):
+                by_hand = proj.weight @ seen + proj.bias + proj.own_proj.weight @ own[index]
+                assert (token - by_hand).abs().max() < 1e-5
+
+
 def test_first_stage_learns_from_image_labels_alone(cfg: CfgNode) -> None:
     model: CQDINOSelector = small(cfg, architecture="CQDINOSelector", NUM_SELECTED=1).train()
     boxes = torch.tensor([[4.0, 6.0, 60.0, 70.0]])
@@ -188,6 +211,7 @@ def test_embeddings_are_found_by_id_and_name(tmp_path: Path) -> None:
         ({"NUM_CLASSES": 4}, "NUM_CLASSES is 4, but vastdet_small_tree has 3 categories"),
         ({"PRESET": "mine"}, "no preset 'mine'"),
         ({"CATEGORY.CORRELATION": "graph"}, "expected 'tree', 'self_attention' or 'none'"),
+        ({"CATEGORY.PROMPT": "own"}, "PROMPT is 'own'; expected one of seen, seen_and_own"),
         ({"CATEGORY.TREE_WEIGHT": "half"}, "expected 'adaptive' or 'fixed'"),
         ({"SELECTION.NUM_SELECTED": 0}, "num_selected must be 1 or more"),
     ],

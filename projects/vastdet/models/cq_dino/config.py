@@ -51,6 +51,9 @@ def _add_category_keys(node: CfgNode) -> None:
     # `fixed` (TREE_STRENGTH itself).
     node.CATEGORY.TREE_WEIGHT = "adaptive"
     node.CATEGORY.TREE_STRENGTH = 0.3
+    # What the detector is told of a selected category: what its query became when it had `seen` the
+    # image, or `seen_and_own`, the query itself as well.
+    node.CATEGORY.PROMPT = "seen"
 
 
 def _add_selection_keys(node: CfgNode) -> None:

@@ -46,6 +46,7 @@ from vastdet.models.cq_dino.build import (
     selection_feature,
     vocabulary,
 )
+from vastdet.models.cq_dino.category_prompt import category_prompt
 from vastdet.models.cq_dino.category_side import (
     CategorySide,
     ImageCategories,
@@ -95,7 +96,8 @@ class CQDINO(SetDetector):
 
         Args:
             categories: selects.
-            prompt_proj: maps selected categories (B, K, D) to the width of the transformer.
+            prompt_proj: maps `ImageCategories` to prompt tokens (B, K, C) of the transformer's
+                width.
             selection_criterion: the loss of the selection.
             selection_feature: the map of the backbone that the selection looks at.
             warmup_iters: iterations in which an image's own categories are selected whatever their
@@ -114,15 +116,14 @@ class CQDINO(SetDetector):
         """Build the parts from `MODEL.CQ_DINO`."""
         node, space = cfg.MODEL.CQ_DINO, vocabulary(cfg)
         parts = deformable_parts(cfg, node)
-        prompt_proj = nn.Linear(node.CATEGORY.DIM, node.EMBED_DIM)
-        nn.init.xavier_uniform_(prompt_proj.weight)
-        nn.init.zeros_(prompt_proj.bias)
         return {
             **parts,
             "transformer": build_transformer(node),
             "criterion": build_criterion(node),
             "categories": build_category_side(cfg, space, parts["backbone"].output_shape()),
-            "prompt_proj": prompt_proj,
+            "prompt_proj": category_prompt(
+                node.CATEGORY.PROMPT, node.CATEGORY.DIM, node.EMBED_DIM
+            ),
             "selection_criterion": build_selection_criterion(node, space),
             "selection_feature": selection_feature(node),
             "warmup_iters": node.SELECTION.WARMUP_ITERS,
@@ -135,9 +136,7 @@ class CQDINO(SetDetector):
         pixels, mask = self.padded_batch(images)
         features = self.backbone(pixels)
         categories = self.select(features[self.selection_feature], mask, targets)
-        prompt = PromptTokens(
-            self.prompt_proj(categories.selected.queries), label_features=categories.queries
-        )
+        prompt = PromptTokens(self.prompt_proj(categories), label_features=categories.queries)
         predictions = self.transformer(*self.levels(features, mask), prompt, targets)
         return CategoryPredictions(**vars(predictions), selected=categories.selected)
 
