@@ -26,6 +26,12 @@ from vastdet.engine.trainer import Trainer
 from vastdet.files import write_json
 
 TIMING_ROUNDS = 5
+# Of a variant's time, where it is trained in two stages.
+FIRST_STAGE_SHARE = 0.2
+
+
+def single_stage(variant: str) -> None:
+    """The first stage of variants that have none."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,8 @@ class Study:
         workload: what a training step is timed with.
         metrics: which of the evaluator's numbers are kept, as "bbox/AP".
         arguments: of the script, that say which study this is.
+        first_stage_of: the config of the first stage of a variant, whose weights the variant starts
+            from; None where there is none.
     """
 
     script: str
@@ -47,13 +55,15 @@ class Study:
     workload: Workload
     metrics: Sequence[str]
     arguments: Sequence[str] = ()
+    first_stage_of: Callable[[str], CfgNode | None] = single_stage
 
     def seconds_per_step(self) -> dict[str, float]:
         """Variant -> median processor seconds of a training step, measured in turns."""
-        steps = {
-            name: make_training_step(self.config_of(name), self.workload) for name in self.variants
-        }
-        seconds: dict[str, list[float]] = {name: [] for name in self.variants}
+        configs = {name: self.config_of(name) for name in self.variants}
+        firsts = {first_stage_key(name): self.first_stage_of(name) for name in self.variants}
+        configs |= {key: cfg for key, cfg in firsts.items() if cfg is not None}
+        steps = {name: make_training_step(cfg, self.workload) for name, cfg in configs.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in steps}
         for round_number in range(TIMING_ROUNDS + 1):
             for name, step in steps.items():
                 start = time.process_time()
@@ -62,20 +72,38 @@ class Study:
                     seconds[name].append(time.process_time() - start)
         return {name: statistics.median(values) for name, values in seconds.items()}
 
-    def train(self, variant: str, seed: int, iterations: int, folder: Path) -> None:
+    def train(
+        self, variant: str, seed: int, iterations: int, first_iterations: int, folder: Path
+    ) -> None:
         """Train and score one variant; write the result into `folder`."""
+        start, weights = time.process_time(), []
+        first = self.first_stage_of(variant)
+        if first is not None:
+            train_and_score(first, seed, first_iterations, folder / "first_stage")
+            weights = ["MODEL.WEIGHTS", str(folder / "first_stage" / "model_final.pth")]
         cfg = self.config_of(variant)
-        merge_opts(cfg, ["SEED", seed, "SOLVER.MAX_ITER", iterations, "OUTPUT_DIR", str(folder)])
-        torch.manual_seed(seed)
-        start = time.process_time()
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=False)
-        scores = trainer.train()
-        assert scores is not None
+        merge_opts(cfg, weights)
+        scores = train_and_score(cfg, seed, iterations, folder)
         result = {key: number(scores, key) for key in self.metrics}
         write_json(
             folder / "result.json",
-            {**result, "iterations": iterations, "processor_seconds": time.process_time() - start},
+            {
+                **result,
+                "iterations": iterations,
+                "first_iterations": first_iterations,
+                "processor_seconds": time.process_time() - start,
+            },
+        )
+
+    def num_iterations(
+        self, variant: str, minutes: float, seconds: Mapping[str, float]
+    ) -> tuple[int, int]:
+        """Iterations of a variant, and of its first stage, from the seconds of their steps."""
+        first = seconds.get(first_stage_key(variant))
+        share = FIRST_STAGE_SHARE if first else 0.0
+        return (
+            round(60 * minutes * (1 - share) / seconds[variant]),
+            round(60 * minutes * share / first) if first else 0,
         )
 
     def run_all(self, minutes: float, seeds: Sequence[int], output: Path) -> None:
@@ -92,13 +120,13 @@ class Study:
                     folder.mkdir()
                 except FileExistsError:
                     continue
-                iterations = round(60 * minutes / seconds[variant])
+                iterations = self.num_iterations(variant, minutes, seconds)
                 with (folder / "output.txt").open("w") as log:
                     subprocess.run(
                         [
                             *(sys.executable, self.script, *self.arguments),
                             *("--output", str(output)),
-                            *("--one", variant, str(seed), str(iterations)),
+                            *("--one", variant, str(seed), *map(str, iterations)),
                         ],
                         check=True,
                         stdout=log,
@@ -116,11 +144,14 @@ class Study:
             if not results:
                 continue
             minutes = statistics.mean(result["processor_seconds"] for result in results) / 60
+            iterations = str(results[0]["iterations"])
+            if results[0].get("first_iterations"):
+                iterations = f"{results[0]['first_iterations']} + {iterations}"
             cells = [
                 mean_and_range([result[metric] for result in results]) for metric in self.metrics
             ]
             print(
-                f"| {variant} | {results[0]['iterations']} | {minutes:.1f} | {len(results)} | "
+                f"| {variant} | {iterations} | {minutes:.1f} | {len(results)} | "
                 + " | ".join(cells)
                 + " |"
             )
@@ -129,9 +160,10 @@ class Study:
         """Measure, train, print, as `argument_parser` has it."""
         torch.set_num_threads(1)
         if options.one:
-            variant, seed, iterations = options.one
-            folder = run_folder(options.output, variant, int(seed))
-            self.train(variant, int(seed), int(iterations), folder)
+            variant, *numbers = options.one
+            seed, iterations, first_iterations = map(int, numbers)
+            folder = run_folder(options.output, variant, seed)
+            self.train(variant, seed, iterations, first_iterations, folder)
             return
         if not options.table:
             self.run_all(options.minutes, options.seeds, options.output)
@@ -147,7 +179,9 @@ def argument_parser(description: str, *, minutes: float, output: str) -> argpars
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--output", type=Path, default=Path(output))
     parser.add_argument("--table", action="store_true", help="only print what is done")
-    parser.add_argument("--one", nargs=3, metavar=("VARIANT", "SEED", "ITERATIONS"))
+    parser.add_argument(
+        "--one", nargs=4, metavar=("VARIANT", "SEED", "ITERATIONS", "FIRST_ITERATIONS")
+    )
     return parser
 
 
@@ -160,6 +194,22 @@ def number(scores: Mapping[str, Mapping[str, float]], key: str) -> float:
     pattern = re.compile(re.escape(metric.removesuffix("#")) + r"\d+" * metric.endswith("#"))
     found = [value for name, value in scores.get(task, {}).items() if pattern.fullmatch(name)]
     return float(found[0]) if found else float("nan")
+
+
+def train_and_score(
+    cfg: CfgNode, seed: int, iterations: int, folder: Path
+) -> Mapping[str, Mapping[str, float]]:
+    """Train by a config and return the evaluator's results, none without a test set."""
+    merge_opts(cfg, ["SEED", seed, "SOLVER.MAX_ITER", iterations, "OUTPUT_DIR", str(folder)])
+    torch.manual_seed(seed)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    return trainer.train() or {}
+
+
+def first_stage_key(variant: str) -> str:
+    """The name of a variant's first stage among the timings."""
+    return f"{variant}, first stage"
 
 
 def folder_name(variant: str) -> str:
