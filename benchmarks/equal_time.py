@@ -62,7 +62,11 @@ class Study:
         configs = {name: self.config_of(name) for name in self.variants}
         firsts = {first_stage_key(name): self.first_stage_of(name) for name in self.variants}
         configs |= {key: cfg for key, cfg in firsts.items() if cfg is not None}
-        steps = {name: make_training_step(cfg, self.workload) for name, cfg in configs.items()}
+        steps = {}
+        for name, cfg in configs.items():
+            # Where a training starts from does not change its time.
+            merge_opts(cfg, ["MODEL.WEIGHTS", ""])
+            steps[name] = make_training_step(cfg, self.workload)
         seconds: dict[str, list[float]] = {name: [] for name in steps}
         for round_number in range(TIMING_ROUNDS + 1):
             for name, step in steps.items():

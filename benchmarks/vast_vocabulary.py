@@ -8,8 +8,8 @@ in the paper's two stages or, as `single stage`, in one.
     python benchmarks/vast_vocabulary.py --categories 500 --minutes 10 --weights BACKBONE.pth
     python benchmarks/vast_vocabulary.py --study ablations --categories 1000 --weights BACKBONE.pth
 
-The methods learn the plain sets, whose categories are all leaves of their tree, by
-self-attention of the categories; the ablations those in which shapes are categories above others.
+The methods learn the plain sets, whose categories are all leaves of their tree; the ablations those
+in which shapes are categories above others.
 """
 
 import argparse
