@@ -8,6 +8,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 
+from vastdet.engine import model_benchmark
+from vastdet.engine.model_benchmark import Workload, make_training_step
 from vastdet.engine.precision import amp_dtype, inference_autocast
 from vastdet.engine.trainer import Trainer
 
@@ -52,3 +54,20 @@ def test_evaluation(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch, enabled: bool
     cfg.TEST.AMP.ENABLED = enabled
     model = torch.nn.Identity()
     assert Trainer.test(cfg, model) == {"autocast": enabled, "arguments": (cfg, model, None)}
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_training_steps_are_timed_in_the_precision_of_training(
+    cfg: CfgNode, monkeypatch: pytest.MonkeyPatch, enabled: bool
+) -> None:
+    in_autocast = []
+
+    class Model(torch.nn.Linear):
+        def forward(self, batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+            in_autocast.append(torch.is_autocast_enabled("cpu"))
+            return {"loss": self.weight.sum()}
+
+    monkeypatch.setattr(model_benchmark, "build_model", lambda cfg: Model(2, 2))
+    cfg.MODEL.WEIGHTS, cfg.SOLVER.AMP.ENABLED = "", enabled
+    make_training_step(cfg, Workload(1, (32, 32)))()
+    assert in_autocast == [enabled]

@@ -17,7 +17,7 @@ from vastdet.engine.checkpoint import VastdetCheckpointer
 from vastdet.engine.config_files import load_config, merge_opts, without_pretrained
 from vastdet.engine.model_inputs import random_inputs
 from vastdet.engine.optimizer import build_optimizer
-from vastdet.engine.precision import inference_autocast
+from vastdet.engine.precision import inference_autocast, training_autocast
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ def make_training_step(cfg: CfgNode, workload: Workload) -> Callable[[], object]
     """A function that does forward, backward and an optimiser step on one random batch.
 
     The learning rate is zero: the work is the same, and random targets cannot lead to NaN.
+    Precision is as `SOLVER.AMP` says; losses are not scaled.
     """
     cfg = cfg.clone()
     cfg.SOLVER.BASE_LR = 0.0
@@ -91,7 +92,7 @@ def make_training_step(cfg: CfgNode, workload: Workload) -> Callable[[], object]
 
     def step() -> None:
         # Detectron2's models log into an event storage and may write into their records.
-        with EventStorage():
+        with EventStorage(), training_autocast(cfg):
             losses = model([dict(record) for record in inputs])
         optimizer.zero_grad()
         sum(losses.values()).backward()

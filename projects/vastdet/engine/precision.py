@@ -31,6 +31,15 @@ def inference_autocast(cfg: CfgNode) -> torch.autocast:
 
     Raises ValueError as `amp_dtype` does.
     """
-    dtype = amp_dtype(cfg, "TEST")
+    return _autocast(cfg, "TEST")
+
+
+def training_autocast(cfg: CfgNode) -> torch.autocast:
+    """The context in which `cfg.SOLVER.AMP` lets a model compute its losses; as the above."""
+    return _autocast(cfg, "SOLVER")
+
+
+def _autocast(cfg: CfgNode, section: str) -> torch.autocast:
+    dtype = amp_dtype(cfg, section)
     device = torch.device(cfg.MODEL.DEVICE).type
     return torch.autocast(device, dtype=dtype, enabled=dtype is not None)
