@@ -24,7 +24,7 @@ class SeenPrompt(nn.Linear):
         nn.init.xavier_uniform_(self.weight)
         nn.init.zeros_(self.bias)
 
-    def forward(self, categories: ImageCategories) -> Tensor:  # type: ignore[override]
+    def forward(self, categories: ImageCategories) -> Tensor:
         """(B, K, C)."""
         return super().forward(categories.selected.queries)
 
@@ -42,7 +42,7 @@ class SeenAndOwnPrompt(SeenPrompt):
         self.own_proj = nn.Linear(query_dim, embed_dim, bias=False)
         nn.init.xavier_uniform_(self.own_proj.weight)
 
-    def forward(self, categories: ImageCategories) -> Tensor:  # type: ignore[override]
+    def forward(self, categories: ImageCategories) -> Tensor:
         """(B, K, C)."""
         own = F.embedding(categories.selected.indices, categories.queries)
         projected: Tensor = self.own_proj(own.to(self.own_proj.weight.dtype))

@@ -121,9 +121,7 @@ class CQDINO(SetDetector):
             "transformer": build_transformer(node),
             "criterion": build_criterion(node),
             "categories": build_category_side(cfg, space, parts["backbone"].output_shape()),
-            "prompt_proj": category_prompt(
-                node.CATEGORY.PROMPT, node.CATEGORY.DIM, node.EMBED_DIM
-            ),
+            "prompt_proj": category_prompt(node.CATEGORY.PROMPT, node.CATEGORY.DIM, node.EMBED_DIM),
             "selection_criterion": build_selection_criterion(node, space),
             "selection_feature": selection_feature(node),
             "warmup_iters": node.SELECTION.WARMUP_ITERS,
