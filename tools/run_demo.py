@@ -19,7 +19,7 @@ from vastdet.files import local_path, read_json, write_json
 from vastdet.model_zoo import get_config, get_config_file
 from vastdet.report import Part, write_joint_report
 from vastdet.report.page import format_duration
-from vastdet.report.run_folder import read_run
+from vastdet.report.run_folder import read_evaluations, read_run
 from vastdet.report.sections import training_seconds
 
 TRAINED, SMALL = "quick/cq_dino_kinds", "quick/demo"
@@ -36,6 +36,12 @@ LEAD = (
     "finds the few that a picture is likely to show, and only those are looked for. First, weights "
     "that come with vastdet, scored on this machine; then a small detector that this machine "
     "trained from random weights."
+)
+# Not the config of the demo: that selects more categories than small data has.
+OWN_DATA = (
+    "tools/train_net.py --config-file configs/quick/fcos_bccd.yaml "
+    "--register my_train train.json images/ --register my_val val.json images/ "
+    "DATASETS.TRAIN \"('my_train',)\" DATASETS.TEST \"('my_val',)\" OUTPUT_DIR output/mine"
 )
 
 
@@ -66,16 +72,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def score(output: Path) -> int:
-    """Score the trained weights, unless these weights are scored already.
+    """Score the trained weights, unless these weights are scored already with this config.
 
     Raises:
         ValueError, FileNotFoundError: the model zoo has no weights; it says how to get them.
     """
-    weights = str(get_config(TRAINED, trained=True).MODEL.WEIGHTS)
-    digest = hashlib.sha256(local_path(weights).read_bytes()).hexdigest()
+    cfg = get_config(TRAINED, trained=True)
+    weights = str(cfg.MODEL.WEIGHTS)
+    content = local_path(weights).read_bytes() + cfg.dump().encode()
+    digest = hashlib.sha256(content).hexdigest()
     folder = output / SCORED_FOLDER
-    done = folder / SCORED_FILE
-    if done.is_file() and read_json(done, advice="delete it")["sha256"] == digest:
+    if is_scored(folder, digest):
         print(f"The trained weights are scored already: {folder}")
         return 0
     print("1 of 2: scoring trained weights of CQ-DINO among 1,000 categories", flush=True)
@@ -84,8 +91,21 @@ def score(output: Path) -> int:
     opts = ["OUTPUT_DIR", str(folder), "MODEL.WEIGHTS", weights]
     status = command_line.main([*config, *opts])
     if not status:
-        write_json(done, {"sha256": digest, "seconds": time.perf_counter() - started})
+        seconds = time.perf_counter() - started
+        write_json(folder / SCORED_FILE, {"sha256": digest, "seconds": seconds})
     return status
+
+
+def is_scored(folder: Path, digest: str) -> bool:
+    """Whether the scores in a folder are there and of weights and config with this digest."""
+    done = folder / SCORED_FILE
+    found = read_json(done, advice="delete it") if done.is_file() else {}
+    return (
+        isinstance(found, dict)
+        and found.get("sha256") == digest
+        and isinstance(found.get("seconds"), float)
+        and bool(read_evaluations(folder / "inference"))
+    )
 
 
 def train(output: Path, opts: list[str]) -> int:
@@ -112,9 +132,7 @@ def report(output: Path) -> None:
         f"  tools/demo.py --config-file {config} --input PICTURE_OR_FOLDER "
         f"--output output/pictures MODEL.WEIGHTS {weights}\n"
         f"  tools/train_net.py --config-file {config} --eval-only MODEL.WEIGHTS {weights}\n"
-        f"  tools/train_net.py --config-file {config} "
-        "--register my_train train.json images/ DATASETS.TRAIN \"('my_train',)\" "
-        'DATASETS.TEST "()" OUTPUT_DIR output/mine'
+        f"  {OWN_DATA}"
     )
 
 

@@ -214,6 +214,11 @@ def test_embeddings_are_found_by_id_and_name(tmp_path: Path) -> None:
         ({"CATEGORY.PROMPT": "own"}, "PROMPT is 'own'; expected one of seen, seen_and_own"),
         ({"CATEGORY.TREE_WEIGHT": "half"}, "expected 'adaptive' or 'fixed'"),
         ({"SELECTION.NUM_SELECTED": 0}, "num_selected must be 1 or more"),
+        (
+            {"SELECTION.NUM_SELECTED": 4},
+            "CQ_DINO.SELECTION.NUM_SELECTED is 4, but there are only 3 categories; "
+            "set it to 3 or less",
+        ),
     ],
 )
 def test_bad_settings_are_explained(cfg: CfgNode, change: dict[str, Any], message: str) -> None:

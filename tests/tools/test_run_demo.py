@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -9,6 +10,7 @@ import pytest
 
 from vastdet.model_zoo import get_config
 
+README = Path(__file__).parents[2] / "README.md"
 PAGE_TEXTS = ("1,000 categories", "Trained from scratch here", "12.3", "240 iterations")
 
 
@@ -70,7 +72,12 @@ def test_scores_trains_and_writes_one_page(
     for text in PAGE_TEXTS:
         assert text in page
     assert page.index("1,000 categories") < page.index("Trained from scratch here")
-    assert "index.html in a browser" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "index.html in a browser" in printed
+    # The command for one's own data is the README's.
+    readme = " ".join(README.read_text("utf-8").replace("\\\n", " ").split())
+    assert f"  {tool.OWN_DATA}\n" in printed
+    assert tool.OWN_DATA in readme
 
 
 def test_a_second_run_scores_only_other_weights(
@@ -82,6 +89,44 @@ def test_a_second_run_scores_only_other_weights(
     weights.write_bytes(b"second")
     assert tool.main(arguments) == 0
     assert "--eval-only" in calls[3]
+
+
+def test_another_config_is_scored_again(
+    tool: ModuleType,
+    weights: Path,
+    calls: list[list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert tool.score(tmp_path) == tool.score(tmp_path) == 0
+    assert len(calls) == 1
+    same = tool.get_config
+
+    def changed(name: str, trained: bool = False) -> Any:
+        cfg = same(name, trained=trained)
+        cfg.TEST.DETECTIONS_PER_IMAGE += 1
+        return cfg
+
+    monkeypatch.setattr(tool, "get_config", changed)
+    assert tool.score(tmp_path) == 0
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("lost", ["inference", "sha256", "seconds", "everything"])
+def test_what_is_lost_is_scored_again(
+    tool: ModuleType, weights: Path, calls: list[list[str]], tmp_path: Path, lost: str
+) -> None:
+    assert tool.score(tmp_path) == 0
+    folder = tmp_path / tool.SCORED_FOLDER
+    if lost == "inference":
+        shutil.rmtree(folder / lost)
+    else:
+        found = json.loads((folder / tool.SCORED_FILE).read_text())
+        found.pop(lost, None)
+        content = json.dumps([] if lost == "everything" else found)
+        (folder / tool.SCORED_FILE).write_text(content)
+    assert tool.score(tmp_path) == 0
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("step", ["--eval-only", "--resume"])

@@ -55,9 +55,19 @@ def vocabulary(cfg: CfgNode) -> CategorySpace:
 def build_category_side(
     cfg: CfgNode, space: CategorySpace, shapes: Mapping[str, ShapeSpec]
 ) -> CategorySide:
-    """Queries, image tokens and selection; `shapes` are the backbone's maps."""
+    """Queries, image tokens and selection; `shapes` are the backbone's maps.
+
+    Raises:
+        ValueError: a setting is wrong; more categories are to be selected than there are.
+    """
     node = cfg.MODEL.CQ_DINO
     category, selection = node.CATEGORY, node.SELECTION
+    # Here, and not in the first iteration only, the key to change can be named.
+    if len(space) < selection.NUM_SELECTED:
+        raise ValueError(
+            f"{KEY}.SELECTION.NUM_SELECTED is {selection.NUM_SELECTED}, but there are only "
+            f"{len(space)} categories; set it to {len(space)} or less"
+        )
     embedding = initial_embedding(
         category.EMBEDDINGS, space, category.DIM, key=f"{KEY}.CATEGORY.DIM"
     )
