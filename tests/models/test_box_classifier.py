@@ -2,6 +2,7 @@
 """The box classifier: means against loops, losses by hand, and its backbone in a detector."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from vastdet.engine.checkpoint import VastdetCheckpointer
 from vastdet.engine.config_files import class_count_key
 from vastdet.models.box_classifier import BoxClassifier
 from vastdet.models.box_classifier.box_classifier import mean_in_boxes, read_groups
-from vastdet.vocabulary import CategorySpace
+from vastdet.vocabulary import CategoryHierarchy, CategorySpace
 
 NONE = torch.zeros(0, 4)
 
@@ -176,15 +177,30 @@ def test_groups_of_generated_kinds(cfg: CfgNode) -> None:
     assert torch.equal(same[0], is_shape & is_colour)
 
 
+@pytest.fixture
+def flat_tree() -> Iterator[None]:
+    """A dataset whose tree is a root above all its categories, which are leaves."""
+    hierarchy = CategoryHierarchy.from_ids([("r", "0"), ("r", "1")], category_nodes=["0", "1"])
+    space = CategorySpace(names=("a", "b"), dataset_ids=(1, 2), hierarchy=hierarchy)
+    MetadataCatalog.get("vastdet_flat_tree").category_space = space
+    yield
+    MetadataCatalog.remove("vastdet_flat_tree")
+
+
 @pytest.mark.parametrize(
     ("dataset", "num_classes", "got"),
     [
-        ("generated_kinds_50_train", 7, "a tree of 50 categories"),
-        ("coco_2017_train", 80, "no tree"),
+        (("generated_kinds_50_train",), 7, "a tree of 50 categories"),
+        (("coco_2017_train",), 80, "no tree"),
+        ((), 80, r"name one in DATASETS\.TRAIN, or set the weight to 0"),
+        (("vastdet_flat_tree",), 2, "the tree of 'vastdet_flat_tree' has no group.*weight to 0"),
     ],
 )
-def test_groups_need_a_tree(cfg: CfgNode, dataset: str, num_classes: int, got: str) -> None:
-    cfg.DATASETS.TRAIN = (dataset,)
+@pytest.mark.usefixtures("flat_tree")
+def test_groups_need_a_tree(
+    cfg: CfgNode, dataset: tuple[str, ...], num_classes: int, got: str
+) -> None:
+    cfg.DATASETS.TRAIN = dataset
     cfg.MODEL.BOX_CLASSIFIER.NUM_CLASSES = num_classes
     cfg.MODEL.BOX_CLASSIFIER.TREE_LOSS_WEIGHT = 1.0
     with pytest.raises(ValueError, match=got):

@@ -27,6 +27,7 @@ from vastdet.vocabulary.hierarchy import NO_NODE
 
 # Cells along each side of a box, before their mean.
 BOX_CELLS = 7
+WEIGHT_KEY = "MODEL.BOX_CLASSIFIER.TREE_LOSS_WEIGHT"
 
 
 @META_ARCH_REGISTRY.register()
@@ -147,17 +148,22 @@ def read_groups(cfg: CfgNode) -> Tensor:
     in its own group.
 
     Raises:
-        ValueError: the dataset has no tree, or not NUM_CLASSES categories.
+        ValueError: there is no training set, it has no tree or not NUM_CLASSES categories, or its
+            tree has no group.
     """
     num_classes = cfg.MODEL.BOX_CLASSIFIER.NUM_CLASSES
-    name = next(iter(cfg.DATASETS.TRAIN), "")
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError(
+            f"{WEIGHT_KEY} needs the tree of a dataset: name one in DATASETS.TRAIN, or set the "
+            "weight to 0"
+        )
+    name = cfg.DATASETS.TRAIN[0]
     tree = CategorySpace.from_metadata(MetadataCatalog.get(name)).hierarchy
     if tree is None or tree.num_categories != num_classes:
         got = "no tree" if tree is None else f"a tree of {tree.num_categories} categories"
         raise ValueError(
-            f"MODEL.BOX_CLASSIFIER.TREE_LOSS_WEIGHT needs a training set with a tree of "
-            f"NUM_CLASSES = {num_classes} categories; {name!r} has {got}; set the weight to 0, or "
-            "train on another dataset"
+            f"{WEIGHT_KEY} needs a training set with a tree of NUM_CLASSES = {num_classes} "
+            f"categories; {name!r} has {got}; set the weight to 0, or train on another dataset"
         )
     groups = np.zeros((num_classes, len(tree)), dtype=bool)
     for category, node in enumerate(tree.category_nodes):
@@ -165,7 +171,13 @@ def read_groups(cfg: CfgNode) -> Tensor:
             groups[category, tree.ancestors(node)] = True
             groups[category, node] = len(tree.children(node)) > 0
     sizes = groups.sum(axis=0)
-    return torch.from_numpy(groups[:, (sizes > 0) & (sizes < num_classes)])
+    is_group = (sizes > 0) & (sizes < num_classes)
+    if not is_group.any():
+        raise ValueError(
+            f"the tree of {name!r} has no group above some categories but not all, which "
+            f"{WEIGHT_KEY} needs; set the weight to 0, or train on another dataset"
+        )
+    return torch.from_numpy(groups[:, is_group])
 
 
 def boxes_in_pixels(targets: Targets, images: Sequence[Tensor]) -> list[Tensor]:
