@@ -104,6 +104,25 @@ def test_an_evaluation_writes_the_selection_and_its_recall(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
+    ("categories", "scores"),
+    [
+        (np.ones(1, dtype=np.int64), np.ones(1)),
+        (np.ones((1, 2, 1), dtype=np.int64), np.ones((1, 2, 1))),
+        (np.ones((1, 2), dtype=np.int64), np.ones((1, 3))),
+        (np.ones((1, 2)), np.ones((1, 2))),
+    ],
+)
+def test_columns_must_be_tables_of_one_shape(
+    tmp_path: Path, categories: np.ndarray, scores: np.ndarray
+) -> None:
+    path = tmp_path / FILE_NAME
+    header = {"format": "vastdet.SelectedCategories", "version": 1, "image_ids": [1]}
+    np.savez(path, header=np.array(json.dumps(header)), categories=categories, scores=scores)
+    with pytest.raises(ValueError, match="holds no selected categories"):
+        read_selection(path)
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"PK", "is damaged.*evaluate again"),

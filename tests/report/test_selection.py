@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What was selected for a picture, beside its labels."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from vastdet.data import category_space
 from vastdet.evaluation.ground_truth import ground_truth_of_dataset
 from vastdet.evaluation.selected import Selection, selection_scores, write_selection
 from vastdet.report.scenes import draw_selection
-from vastdet.report.selection import ABOVE, ABSENT, ALL, PRESENT, Selections
+from vastdet.report.selection import ABSENT, ALL, ANCESTOR, PRESENT, Selections
 from vastdet.vocabulary import CategorySpace
 
 DATASET = "generated_kinds_50_val"
@@ -47,6 +48,58 @@ def test_the_curve_ends_at_the_evaluators_recall(written: tuple[Path, Selection]
             assert values[-1] == pytest.approx(scores[f"ARC20{names[name]}"])
 
 
+def frequency_in_turn(*groups: str | None) -> CategorySpace:
+    space = category_space(DATASET)
+    frequency = tuple(groups[k % len(groups)] for k in range(len(space)))
+    return replace(space, frequency=frequency)
+
+
+def test_the_curves_are_those_of_loops(written: tuple[Path, Selection]) -> None:
+    space = frequency_in_turn("r", "c", None)
+    truth, rng = ground_truth_of_dataset(DATASET), np.random.default_rng(1)
+    selection = written[1]
+    chosen = {
+        truth.image_ids[i]: row.tolist()
+        for i, row in zip(selection.images, selection.categories, strict=True)
+    }
+    labels = {image_id: rng.integers(0, 50, rng.integers(0, 6)) for image_id in truth.image_ids}
+    selections = Selections(written[0], space)
+    for image_id, own in labels.items():
+        selections.add(image_id, own.tolist())
+    curve = selections.recall_curve()
+    assert list(curve.values) == [ALL, "rare", "common"]
+    for name, group in ((ALL, ""), ("rare", "r"), ("common", "c")):
+        for number in range(1, 21):
+            shares = []
+            for image_id, own in labels.items():
+                wanted = {k for k in own.tolist() if name == ALL or space.frequency[k] == group}
+                found = wanted & set(chosen.get(image_id, [])[:number])
+                if wanted:
+                    shares.append(len(found) / len(wanted))
+            expected = 100 * sum(shares) / len(shares)
+            assert curve.values[name][number - 1] == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_group_of_all_labels_has_no_curve_of_its_own(written: tuple[Path, Selection]) -> None:
+    image_id = ground_truth_of_dataset(DATASET).image_ids[1]
+    for space, names in (
+        (frequency_in_turn("c"), [ALL]),
+        (frequency_in_turn("c", None), [ALL, "common"]),
+        (frequency_in_turn(None), [ALL]),
+    ):
+        selections = Selections(written[0], space)
+        selections.add(image_id, [0, 1, 2])
+        assert list(selections.recall_curve().values) == names
+
+
+def test_a_file_of_another_vocabulary_is_named(written: tuple[Path, Selection]) -> None:
+    space = CategorySpace.from_names(["a", "b"])
+    with pytest.raises(
+        ValueError, match=r"selected_categories\.npz is of another vocabulary.*again"
+    ):
+        Selections(written[0], space)
+
+
 def test_a_picture_tells_rank_state_and_path(written: tuple[Path, Selection]) -> None:
     truth, space = ground_truth_of_dataset(DATASET), category_space(DATASET)
     selections = Selections(written[0], space)
@@ -72,7 +125,7 @@ def test_a_category_above_a_label_is_neither_right_nor_wrong(tmp_path: Path) -> 
     write_selection(tmp_path, one, truth)
     selections = Selections(tmp_path / "selected_categories.npz", space)
     picture = selections.picture(truth.image_ids[0], [red_circle])
-    assert [c.state for c in picture.shown] == [ABOVE, PRESENT, ABSENT]
+    assert [c.state for c in picture.shown] == [ANCESTOR, PRESENT, ABSENT]
     assert picture.shown[1].path == ("thing", "round shape", "circle", "red plain circle")
 
 

@@ -153,7 +153,9 @@ def read_selection(path: Path) -> Selection:
         images[:] = header["image_ids"]
     except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is damaged: {error}; evaluate again to rewrite it") from error
-    if not known or categories.shape != scores.shape or categories.shape[:1] != images.shape:
+    is_table = categories.ndim == 2 and categories.dtype.kind in "iu"
+    fits = categories.shape == scores.shape and categories.shape[:1] == images.shape
+    if not (known and is_table and fits):
         raise ValueError(
             f"{path} holds no selected categories ({FILE_FORMAT!r}, version {FILE_VERSION}); "
             "evaluate again to rewrite it"

@@ -94,7 +94,7 @@ def read_gallery(
     Raises:
         FileNotFoundError: the dataset is not registered in this process, or its files are missing.
         ValueError: the results are not COCO results, of another dataset's categories, or the file
-            is too large for a page; the selection is damaged.
+            is too large for a page; the selection is damaged, or of another vocabulary.
     """
     if dataset not in DatasetCatalog:
         raise FileNotFoundError(

@@ -12,14 +12,14 @@ from html import escape
 
 from vastdet.report.gallery import MIN_SHOWN_SCORE, Scene, ShownBox
 from vastdet.report.images import jpeg_data_uri
-from vastdet.report.selection import ABOVE, ABSENT, PRESENT, PictureSelection, ShownCategory
+from vastdet.report.selection import ABSENT, ANCESTOR, PRESENT, PictureSelection, ShownCategory
 
 MAX_LABEL_LENGTH = 28
 MAX_NAMES = 6
 MAX_FURTHER = 4
 STATE_TEXTS = {
     PRESENT: "in the picture",
-    ABOVE: "above a category in the picture",
+    ANCESTOR: "above a category in the picture",
     ABSENT: "not in the picture",
 }
 MAX_LABELLED_BOXES = 3  # more labels than this cover a small picture
@@ -106,9 +106,9 @@ def draw_selection(selection: PictureSelection) -> str:
 
 def draw_selected(category: ShownCategory) -> str:
     """One selected category: a mark for its state, its path, its score with a bar."""
-    *above, name = category.path
+    *ancestors, name = category.path
     text = STATE_TEXTS[category.state]
-    trail = f'<span class="trail">{escape(" › ".join(above))} › </span>' if above else ""
+    trail = f'<span class="trail">{escape(" › ".join(ancestors))} › </span>' if ancestors else ""
     score = ""
     if not math.isnan(category.score):
         score = (

@@ -14,10 +14,10 @@ import numpy as np
 
 from vastdet.evaluation.metrics import FREQUENCY_NAMES
 from vastdet.evaluation.selected import read_selection
-from vastdet.vocabulary import CategorySpace
+from vastdet.vocabulary import CategoryHierarchy, CategorySpace
 from vastdet.vocabulary.hierarchy import NO_NODE
 
-PRESENT, ABOVE, ABSENT = "present", "above", "absent"
+PRESENT, ANCESTOR, ABSENT = "present", "ancestor", "absent"
 MAX_SHOWN = 12
 ALL = "all categories"
 
@@ -27,8 +27,8 @@ class ShownCategory:
     """A selected category.
 
     `path` leads from the root of the category tree to the category itself; without a tree it is the
-    category alone. `state` tells whether it is labelled in the picture ("present"), lies above one
-    that is ("above"), or neither ("absent"). `score` is NaN where the model gave none.
+    category alone. `state` tells whether it is labelled in the picture ("present"), is an ancestor
+    of one that is ("ancestor"), or neither ("absent"). `score` is NaN where the model gave none.
     """
 
     path: tuple[str, ...]
@@ -72,11 +72,18 @@ class Selections:
         content = read_selection(file)
         self.space = space
         self.num_selected = content.num_selected
+        is_category = content.categories >= 0
+        try:
+            found = space.contiguous_ids(content.categories[is_category])
+        except ValueError as error:
+            raise ValueError(f"{file} is of another vocabulary: {error}; evaluate again") from error
+        ids = np.zeros(content.categories.shape, dtype=np.int64)
+        ids[is_category] = found
+        columns = (content.images.tolist(), is_category, ids, content.scores)
+        # Contiguous ids and scores of each image, best first.
         self._rows = {
-            image_id: (row[row >= 0], scores[row >= 0])
-            for image_id, row, scores in zip(
-                content.images.tolist(), content.categories, content.scores, strict=True
-            )
+            image_id: (row[kept], scores[kept])
+            for image_id, kept, row, scores in zip(*columns, strict=True)
         }
         # Ranks of the labels of each image that has any, by group.
         self._ranks: dict[str, list[np.ndarray]] = {}
@@ -84,7 +91,7 @@ class Selections:
     def add(self, image_id: Any, labels: Sequence[int]) -> None:
         """Take the labelled categories of an image (contiguous ids) into the recall."""
         labels = sorted(set(labels))
-        chosen = self._chosen(image_id).tolist()
+        chosen = self._row(image_id)[0].tolist()
         ranks = np.array([chosen.index(k) if k in chosen else math.inf for k in labels])
         groups = np.array([self.space.frequency[k] or "" for k in labels])
         if labels:
@@ -94,17 +101,12 @@ class Selections:
                 self._ranks.setdefault(name, []).append(ranks[groups == group])
 
     def recall_curve(self) -> RecallCurve:
-        """AR^C of the images added so far."""
-        names = [ALL, *(n for n in FREQUENCY_NAMES.values() if n in self._ranks)]
-        if len(names) == 2:
-            names = [ALL]  # a single group is all of them
-        counts = np.arange(self.num_selected)
+        """AR^C of the images added so far; a group that has all of their labels has no curve."""
+        num_labels = {name: sum(map(len, ranks)) for name, ranks in self._ranks.items()}
+        groups = [n for n in FREQUENCY_NAMES.values() if 0 < num_labels.get(n, 0) < num_labels[ALL]]
         values = {
-            name: [
-                100 * float(np.mean([(ranks <= k).mean() for ranks in self._ranks[name]]))
-                for k in counts
-            ]
-            for name in names
+            name: mean_recall(self._ranks[name], self.num_selected)
+            for name in [ALL, *groups]
             if name in self._ranks
         }
         return RecallCurve(len(self.space), self.num_selected, values)
@@ -112,13 +114,13 @@ class Selections:
     def picture(self, image_id: Any, labels: Sequence[int]) -> PictureSelection:
         """What the page shows of an image with these labelled categories (contiguous ids)."""
         present = set(labels)
-        above = {a for k in present for a in self._categories_above(k)}
-        chosen, scores = self._chosen(image_id).tolist(), self._rows.get(image_id, (None, ()))[1]
+        ancestors = {a for k in present for a in self._ancestors_of(k)}
+        chosen, scores = (x.tolist() for x in self._row(image_id))
         shown = [
             ShownCategory(
                 self.path(k),
-                float(score),
-                PRESENT if k in present else ABOVE if k in above else ABSENT,
+                score,
+                PRESENT if k in present else ANCESTOR if k in ancestors else ABSENT,
             )
             for k, score in zip(chosen[:MAX_SHOWN], scores[:MAX_SHOWN], strict=True)
         ]
@@ -135,22 +137,39 @@ class Selections:
 
     def path(self, category: int) -> tuple[str, ...]:
         """Names from the root of the tree down to a category; the category alone without a tree."""
-        tree = self.space.hierarchy
-        node = NO_NODE if tree is None else int(tree.category_nodes[category])
-        if tree is None or node == NO_NODE:
+        found = self._node_of(category)
+        if found is None:
             return (self.space.names[category],)
-        above = tree.path_from_root(node)[:-1]
-        return (*(tree.node_names[n] for n in above), self.space.names[category])
+        tree, node = found
+        ancestors = tree.path_from_root(node)[:-1]
+        return (*(tree.node_names[n] for n in ancestors), self.space.names[category])
 
-    def _chosen(self, image_id: Any) -> np.ndarray:
-        """(S,) contiguous ids, best first; none for an image without a selection."""
-        if image_id not in self._rows:
-            return np.zeros(0, dtype=np.int64)
-        return self.space.contiguous_ids(self._rows[image_id][0])
+    def _row(self, image_id: Any) -> tuple[np.ndarray, np.ndarray]:
+        """(S,) contiguous ids and their scores, best first; none without a selection."""
+        return self._rows.get(image_id, (np.zeros(0, np.int64), np.zeros(0, np.float32)))
 
-    def _categories_above(self, category: int) -> set[int]:
+    def _ancestors_of(self, category: int) -> set[int]:
+        """The categories that are ancestors of a category."""
+        found = self._node_of(category)
+        if found is None:
+            return set()
+        tree, node = found
+        return {int(k) for n in tree.ancestors(node) for k in tree.categories_at(int(n))}
+
+    def _node_of(self, category: int) -> tuple[CategoryHierarchy, int] | None:
+        """The tree and the node of a category in it; None without a tree or outside it."""
         tree = self.space.hierarchy
         node = NO_NODE if tree is None else int(tree.category_nodes[category])
-        if tree is None or node == NO_NODE:
-            return set()
-        return {int(k) for n in tree.ancestors(node) for k in tree.categories_at(int(n))}
+        return None if tree is None or node == NO_NODE else (tree, node)
+
+
+def mean_recall(ranks: Sequence[np.ndarray], num_selected: int) -> list[float]:
+    """Recall in percent of the 1 to S best selected categories, as the mean over images.
+
+    `ranks` has those of the labels of each image, at least one; infinite where not selected.
+    """
+    weights = np.concatenate([np.full(len(own), 1 / len(own)) for own in ranks])
+    every = np.concatenate(ranks)
+    is_in = every < num_selected
+    hits = np.bincount(every[is_in].astype(np.int64), weights[is_in], minlength=num_selected)
+    return (100 * hits.cumsum() / len(ranks)).tolist()
