@@ -13,12 +13,18 @@ from vastdet.report.gradients import gradients_section
 from vastdet.report.run_folder import read_run
 
 
-def write_history(folder: Path, *, frequency: tuple[str | None, ...], num_steps: int = 40) -> None:
+def write_history(
+    folder: Path,
+    *,
+    frequency: tuple[str | None, ...],
+    num_steps: int = 40,
+    architecture: str = "CQDINO",
+) -> None:
     """Steps in which positives have half the gradient of negatives, the last one without any."""
     names = tuple("abc")[: len(frequency)]
     counts = (1,) * len(names)
     history = GradientHistory(
-        Subject("CQDINO", ("d",), ("probability", 0.1), names, counts, frequency)
+        Subject(architecture, ("d",), ("probability", 0.1), names, counts, frequency)
     )
     for step in range(num_steps):
         parts = torch.ones(len(PARTS), len(DEFINITIONS), len(SUMS), dtype=torch.float64)
@@ -55,6 +61,14 @@ def test_one_frequency_group_has_no_chart_of_its_own(tmp_path: Path) -> None:
     write_history(run_in(tmp_path), frequency=("f", "f"))
     (section,) = gradients_section(read_run(tmp_path))
     assert "by frequency" not in section.html()
+
+
+@pytest.mark.parametrize("architecture", ["CQDINO", "FCOS"])
+def test_what_cq_dino_does_is_said_of_cq_dino_alone(tmp_path: Path, architecture: str) -> None:
+    write_history(run_in(tmp_path), frequency=("f", "f"), architecture=architecture)
+    (section,) = gradients_section(read_run(tmp_path))
+    assert ("CQ-DINO" in section.html()) == (architecture == "CQDINO")
+    assert "all others are negatives" in section.html()
 
 
 def test_a_damaged_file_is_an_error(tmp_path: Path) -> None:

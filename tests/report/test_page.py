@@ -10,6 +10,8 @@ import pytest
 
 from vastdet.report import Part, write_joint_report, write_report
 from vastdet.report.page import MAX_PAGE_BYTES, format_duration
+from vastdet.report.run_folder import Run
+from vastdet.report.sections import recall_charts
 
 MALICIOUS = "<script>alert('x')</script>\"><img src=http://evil.example/a.png>"
 VOID = {"meta", "link", "img", "input", "br", "hr", "line", "rect", "circle", "polyline"}
@@ -136,6 +138,16 @@ def test_recall_of_a_selection_is_in_headline_and_curves(make_run: Callable[...,
     assert "AR^C, % of a picture's categories among the 4 selected of 6" in text
     assert "labelled rare categories that are among the 4 selected for an image" in text
     assert "Category recall of the selection" in text
+
+
+def test_recalls_of_two_datasets_are_told_apart() -> None:
+    names = ["a_val/selection/ARC4", "b_val/selection/ARC4"]
+    run = Run(Path(), [{"iteration": 9, **dict.fromkeys(names, 50.0)}], {}, "", [])
+    (text,) = recall_charts(run, names)
+    for label in ("a_val/ARC4, evaluation", "b_val/ARC4, evaluation"):
+        assert f"{label} ends at 50" in text
+    run = Run(Path(), [{"iteration": 9, "selection/ARC4": 50.0}], {}, "", [])
+    assert ": ARC4, evaluation ends at 50" in recall_charts(run, ["selection/ARC4"])[0]
 
 
 def test_names_are_escaped(make_run: Callable[..., Path]) -> None:

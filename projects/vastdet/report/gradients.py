@@ -11,6 +11,10 @@ from vastdet.report.run_folder import Run
 from vastdet.report.sections import Section, note
 
 DEFINITION_NAMES = {"loss": "training loss", "cross_entropy": "cross-entropy"}
+# What is said of one META_ARCHITECTURE alone.
+ABOUT_ARCHITECTURES = {
+    "CQDINO": "CQ-DINO keeps the ratio up by detecting only the selected categories. "
+}
 
 
 def gradients_section(run: Run) -> list[Section]:
@@ -51,12 +55,13 @@ def text_of(history: GradientHistory) -> str:
     hard = (
         f"those of a probability of at least {value:g}"
         if rule == "probability"
-        else f"the likeliest {value:.2g} of the classes of a query"
+        else f"the likeliest {value:.2g} of the classes of a prediction"
     )
+    own = ABOUT_ARCHITECTURES.get(history.subject.architecture, "")
     return (
-        "Every query has one right class at most; all its other class logits are negatives. With a "
-        "plain classifier over a vast vocabulary they drown the gradient of the right classes: it "
-        "is diluted. CQ-DINO keeps the ratio up by detecting only the selected categories. The "
+        "A positive is the logit of a prediction for the class of the object that it answers for; "
+        "all others are negatives. With a plain classifier over a vast vocabulary they drown the "
+        f"gradient of the right classes: it is diluted. {own}The "
         "ratio is the sum of the sizes of the gradients of positive logits over that of negative "
         "ones, measured while training, for the loss that is trained and for plain cross-entropy; "
         f"hard negatives are {hard}. Lines are over the last {SMOOTHED_SHARE:.0%} of the steps."

@@ -124,8 +124,11 @@ def recall_charts(run: Run, names: Sequence[str]) -> list[str]:
     for name in names:
         if re.fullmatch(r"(.+/)?selection/ARC\d+", name):
             iterations, values = run.series(name)
-            label = f"{name.rpartition('/')[2]}, evaluation"
-            series.append(Series(label, [i + 1 for i in iterations], values))
+            # Of several datasets, each has its name in front.
+            dataset, _, key = name.rpartition("selection/")
+            series.append(
+                Series(f"{dataset}{key}, evaluation", [i + 1 for i in iterations], values)
+            )
     title = "Category recall of the selection"
     return [line_chart(series, title=title, y_label="percent")] if series else []
 
