@@ -129,4 +129,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     torch.save({"model": {"a": torch.ones(1), "epoch": 3}}, path)
     with pytest.raises(ValueError, match=r"\['epoch'\], which are no tensors"):
         export_weights(path, output)
+    torch.save({"model": {"a": torch.ones(1)}, "matching_heuristics": True}, path)
+    with pytest.raises(ValueError, match=r"m\.pth are matched .* by their endings.*as it is"):
+        export_weights(path, output)
     assert not output.exists()

@@ -46,8 +46,9 @@ def export_weights(path: str | Path, output: str | Path, *, half: bool = False) 
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: it is damaged, unsafe or holds other things than tensors; a value is not finite
-            or too large for float16; or the output is to end otherwise.
+        ValueError: it is damaged, unsafe or holds other things than tensors; its names are those of
+            another program; a value is not finite or too large for float16; or the output is to end
+            otherwise.
     """
     if Path(output).suffix != SUFFIX:
         raise ValueError(f"weights are exported as {SUFFIX}, but the output is {output}")
@@ -58,6 +59,12 @@ def export_weights(path: str | Path, output: str | Path, *, half: bool = False) 
         raise ValueError(
             f"{path} holds {f'{odd[:3]}, which are no tensors' if odd else 'no weights'}; expected "
             "a checkpoint of tools/train_net.py"
+        )
+    if content.get("matching_heuristics"):
+        raise ValueError(
+            f"the names in {path} are matched with those of a model by their endings, which a "
+            f"{SUFFIX} file cannot ask for; use the file as it is, or export a checkpoint of "
+            "tools/train_net.py"
         )
     tensors = {name: torch.as_tensor(x) for name, x in content["model"].items()}
     # A copy each: the format keeps no two names of one tensor.
