@@ -2,12 +2,17 @@
 """What the tools share."""
 
 import argparse
+import logging
+import shutil
+import sys
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.logger import setup_logger
 
-from vastdet.engine.tools import add_register_argument, exit_status, register_datasets
+from vastdet.engine.tools import add_register_argument, close_logs, exit_status, register_datasets
 
 
 @pytest.mark.parametrize(
@@ -49,3 +54,33 @@ def test_register_repeats_and_refuses_another_set_of_the_same_name() -> None:
     finally:
         DatasetCatalog.remove("tools_a")
         MetadataCatalog.remove("tools_a")
+
+
+@pytest.mark.parametrize(("rank", "name"), [(0, "log.txt"), (1, "log.txt.rank1")])
+def test_a_folder_that_is_used_again_gets_a_new_log(tmp_path: Path, rank: int, name: str) -> None:
+    folder, streams = tmp_path / "run", []
+    for line in ("first", "second"):
+        for logger in ("vastdet", "fvcore"):
+            setup_logger(str(folder), rank, name=logger)
+        streams.append(logging.getLogger("fvcore").handlers[-1].stream)
+        logging.getLogger("vastdet").info(line)
+        text = (folder / name).read_text()
+        assert text.count("\n") == 1
+        assert line in text
+        close_logs()
+        shutil.rmtree(folder)
+    assert [stream.closed for stream in streams] == [True, True]
+    assert logging.getLogger("vastdet").handlers == []
+
+
+def test_other_streams_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = logging.getLogger("vastdet")
+    with (tmp_path / "log.txt").open("w") as output, (tmp_path / "mine").open("w") as mine:
+        # A run whose output goes to a file of that name.
+        monkeypatch.setattr(sys, "stdout", output)
+        for stream in (output, sys.stderr, mine):
+            logger.addHandler(logging.StreamHandler(stream))
+        logger.addHandler(logging.NullHandler())
+        close_logs()
+        assert logger.handlers == []
+        assert [x.closed for x in (output, sys.stderr, mine)] == [False] * 3

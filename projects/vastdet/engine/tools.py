@@ -6,11 +6,15 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
-from detectron2.utils.logger import setup_logger
+from detectron2.utils.logger import _cached_log_stream, setup_logger
 
 from vastdet.data import register_coco
 from vastdet.evaluation.ground_truth import GroundTruth, from_json, ground_truth_of_dataset
+
+# Detectron2's, in the folder of a run.
+LOG_FILE = "log.txt"
 
 
 def add_register_argument(
@@ -61,13 +65,29 @@ def load_ground_truth(arguments: argparse.Namespace) -> tuple[GroundTruth, str]:
 
 
 def close_logs() -> None:
-    """Take from the loggers what a run gave them: the next one would print each line twice."""
+    """Take from the loggers what a run gave them: the next one would print each line twice.
+
+    The log files are closed, so that a folder that is removed and used again gets a new one.
+    """
     for name in ("vastdet", "detectron2", "fvcore"):
         logger = logging.getLogger(name)
         for handler in list(logger.handlers):
             logger.removeHandler(handler)
             handler.close()
+            # A StreamHandler leaves its stream open.
+            stream = getattr(handler, "stream", None)
+            if stream is not None and is_log_file(stream):
+                stream.close()
     setup_logger.cache_clear()
+    # Detectron2 keeps the files that it opened by their names.
+    _cached_log_stream.cache_clear()
+
+
+def is_log_file(stream: IO[str]) -> bool:
+    """Whether a stream is a log file that Detectron2 opened: log.txt, log.txt.rank1 and so on."""
+    if stream in (sys.stdout, sys.stderr):
+        return False
+    return LOG_FILE in Path(str(getattr(stream, "name", ""))).name
 
 
 def exit_status(run: Callable[[], int | None]) -> int:
