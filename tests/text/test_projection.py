@@ -74,11 +74,26 @@ def test_components_are_fewer_than_rows_and_numbers(num_components: int) -> None
             Projection.fit(rows, num_components)
 
 
+@pytest.mark.parametrize(
+    ("rows", "got"),
+    [
+        (torch.rand(0, 4), "0 of 4;"),
+        (torch.rand(1, 4), "1 of 4;"),
+        (torch.rand(5, 1), "5 of 1;"),
+        (torch.full((5, 4), 0.1), "5 of 4 that are equal;"),
+    ],
+)
+@pytest.mark.parametrize("num_components", [0, 1, 2])
+def test_components_need_different_embeddings(
+    rows: torch.Tensor, got: str, num_components: int
+) -> None:
+    with pytest.raises(ValueError, match=f"at least two different embeddings.*; got {got}"):
+        Projection.fit(rows, num_components)
+
+
 def test_rows_without_enough_directions_are_refused() -> None:
     with pytest.raises(ValueError, match="differ in 3 directions only, 5 components"):
         Projection.fit(rows_of_rank(3), 5)
-    with pytest.raises(ValueError, match="differ in 0 directions only"):
-        Projection.fit(torch.ones(5, 4), 2)
     projection = Projection.fit(rows_of_rank(12), 5)
     with pytest.raises(ValueError, match="embeddings of 7 numbers, where the components are of 12"):
         projection(torch.rand(2, 7))

@@ -40,9 +40,16 @@ class Projection:
         The entry of a component that is farthest from 0 is positive.
 
         Raises:
-            ValueError: D is not in [1, min(K, E)), or above the number of different directions.
+            ValueError: all rows are equal, or there are fewer than two, or of one number; D is not
+                in [1, min(K, E)), or above the number of different directions.
         """
         limit = min(rows.shape)
+        if limit < 2 or (rows == rows[0]).all():
+            raise ValueError(
+                "components need at least two different embeddings, of at least two numbers each; "
+                f"got {rows.shape[0]} of {rows.shape[1]}{' that are equal' if limit > 1 else ''}; "
+                "use the embeddings as they are"
+            )
         if not 1 <= num_components < limit:
             raise ValueError(
                 f"{num_components} components of {rows.shape[0]} embeddings of {rows.shape[1]} "
