@@ -2,7 +2,6 @@
 """Every YAML of configs/: its opening comment, safe loading, building, consistent values."""
 
 import re
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from vastdet.data.samplers import SAMPLERS
 from vastdet.engine import set_num_classes
 from vastdet.engine.config_files import class_count_key, value_of
 from vastdet.model_zoo import get_config, get_config_file, list_configs
-from vastdet.vocabulary import CategoryHierarchy, CategorySpace
+from vastdet.model_zoo.cq_dino_models import number_categories
 
 NAMES = list_configs()
 # The others are bases: no models of their own.
@@ -81,21 +80,10 @@ def test_holds_no_python_tags(name: str) -> None:
 
 def without_files(cfg: CfgNode) -> CfgNode:
     """The config of a model whose categories need neither a dataset nor embeddings on disk."""
-    node = cfg.MODEL.CQ_DINO
-    node.CATEGORY.EMBEDDINGS = "random"
+    cfg.MODEL.CQ_DINO.CATEGORY.EMBEDDINGS = "random"
     cfg.MODEL.PROVA.TEXTUAL_PROTOTYPES = cfg.MODEL.PROVA.VISUAL_PROTOTYPES = "random:768"
-    if cfg.DATASETS.TRAIN[0].startswith("generated_"):
-        return cfg
-    node.VOCABULARY = f"vastdet_chain_{node.NUM_CLASSES}"
-    nodes = [str(k) for k in range(node.NUM_CLASSES)]
-    MetadataCatalog.get(node.VOCABULARY).set(
-        category_space=CategorySpace(
-            names=tuple(nodes),
-            dataset_ids=tuple(range(node.NUM_CLASSES)),
-            synonyms=((),) * node.NUM_CLASSES,
-            hierarchy=CategoryHierarchy.from_ids(list(pairwise(nodes[:5])), category_nodes=nodes),
-        )
-    )
+    if not cfg.DATASETS.TRAIN[0].startswith("generated_"):
+        number_categories(cfg)
     return cfg
 
 

@@ -140,7 +140,10 @@ def category_pairs(*, self_attention: bool) -> list[Pair]:
 
 
 def number_categories(cfg: CfgNode) -> None:
-    """Let a config's categories be numbers without a tree, in place, so that no data is needed."""
+    """Let a config's categories be numbers with a tree that has no edges, in place.
+
+    Then no data is needed.
+    """
     node = cfg.MODEL.CQ_DINO
     node.VOCABULARY = f"cq_dino_numbered_{node.NUM_CLASSES}"
     names = [str(k) for k in range(node.NUM_CLASSES)]
