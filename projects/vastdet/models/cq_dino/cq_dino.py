@@ -116,12 +116,13 @@ class CQDINO(SetDetector):
         """Build the parts from `MODEL.CQ_DINO`."""
         node, space = cfg.MODEL.CQ_DINO, vocabulary(cfg)
         parts = deformable_parts(cfg, node)
+        prompt_proj = category_prompt(node.CATEGORY.PROMPT, node.CATEGORY.DIM, node.EMBED_DIM)
         return {
             **parts,
             "transformer": build_transformer(node),
             "criterion": build_criterion(node),
             "categories": build_category_side(cfg, space, parts["backbone"].output_shape()),
-            "prompt_proj": category_prompt(node.CATEGORY.PROMPT, node.CATEGORY.DIM, node.EMBED_DIM),
+            "prompt_proj": prompt_proj,
             "selection_criterion": build_selection_criterion(node, space),
             "selection_feature": selection_feature(node),
             "warmup_iters": node.SELECTION.WARMUP_ITERS,
