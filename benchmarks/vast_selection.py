@@ -41,6 +41,7 @@ from vastdet.models.cq_dino import (
     Shortlist,
     build_selection,
     category_to_image_layers,
+    made_up_embeddings,
 )
 
 BASE = 1000
@@ -48,7 +49,7 @@ KINDS = 1000
 # Logits of DINO's head that are more than this are not measured.
 MAX_BYTES = 1_500_000_000
 # Sizes of shortlists, and keys scanned for them, whose recall is measured.
-SHORTLISTS = ((500, 32768), (1000, 16384), (1000, 32768), (1000, 65536))
+SHORTLISTS = ((700, 32768), (1000, 16384), (1000, 32768), (1000, 65536))
 EXACT, HALF, SHORT, HEAD = "exact", "exact, bfloat16", "shortlist", "DINO's head"
 COLOURS = {EXACT: BLUE, HALF: GREY, SHORT: VERMILION, HEAD: ORANGE}
 
@@ -121,10 +122,9 @@ def random_tokens(width: Width) -> ImageTokens:
 def held_bytes(categories: PreparedCategories) -> int:
     """What is kept of the categories."""
     tensors = [categories.queries, categories.states, categories.projected]
-    clusters = getattr(categories, "clusters", None)
-    if clusters is not None:
-        tensors += [clusters.keys, clusters.ids]
-    return sum({x.data_ptr(): x.nbytes for x in tensors if x is not None}.values())
+    index = getattr(categories, "index", None)
+    own = {x.data_ptr(): x.nbytes for x in tensors if x is not None}
+    return sum(own.values()) + (index.num_bytes if index is not None else 0)
 
 
 @dataclass(frozen=True)
@@ -304,26 +304,13 @@ def samples_of(model: Any, cfg: Any, dataset: str, count: int) -> Samples:
 
 @torch.no_grad()
 def filled_up(queries: Any, num_categories: int, fill: str) -> Tensor:
-    """Trained queries, then those of made-up embeddings, as leaves of the tree.
-
-    `mixtures` of two trained embeddings each look like both to a selection that never saw them;
-    `normal` embeddings have the mean and the covariance of the trained ones.
-    """
-    trained = queries()
-    generator = torch.Generator().manual_seed(0)
-    embedding = queries.embedding
-    root = torch.linalg.cholesky(embedding.T.cov() + 1e-6 * torch.eye(embedding.shape[1]))
-    pieces = [trained]
-    for start in range(len(trained), num_categories, 16384):
+    """Trained queries, then those of made-up embeddings, as leaves of the tree."""
+    pieces = [queries()]
+    generator = torch.Generator().manual_seed(1)
+    for start in range(len(pieces[0]), num_categories, 16384):
         count = min(16384, num_categories - start)
-        if fill == "mixtures":
-            one, other = torch.randint(len(embedding), (2, count), generator=generator)
-            share = torch.rand(count, 1, generator=generator)
-            made_up = embedding[one] * share + embedding[other] * (1 - share)
-        else:
-            noise = torch.randn(count, embedding.shape[1], generator=generator)
-            made_up = embedding.mean(0) + noise @ root.T
-        pieces.append(queries.correlation.norm(queries.proj(made_up).relu()))
+        made_up = made_up_embeddings(queries.embedding, count, fill, generator)
+        pieces.append(queries.of_leaves(made_up))
     return torch.cat(pieces)
 
 
@@ -345,12 +332,16 @@ def recall_command(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     samples = samples_of(model, cfg, dataset, max(arguments.images))
     rows = []
     for size, count in zip(arguments.categories, arguments.images, strict=True):
-        rows += recalls(model, samples.first(count), size, arguments.fill)
+        rows += recalls(
+            model, samples.first(count), size, arguments.fill, bfloat16=arguments.bfloat16
+        )
     return rows
 
 
 @torch.inference_mode()
-def recalls(model: Any, samples: Samples, num_categories: int, fill: str) -> list[dict[str, Any]]:
+def recalls(
+    model: Any, samples: Samples, num_categories: int, fill: str, bfloat16: bool
+) -> list[dict[str, Any]]:
     """Rows of one number of categories."""
     queries = filled_up(model.categories.queries, num_categories, fill)
     short = model.categories.selection
@@ -358,8 +349,7 @@ def recalls(model: Any, samples: Samples, num_categories: int, fill: str) -> lis
         short.layers,
         embed_dim=queries.shape[1],
         num_selected=short.num_selected,
-        # A million in full precision would take most of the time of the whole command.
-        scoring=HALF_PRECISION if num_categories > 100_000 else Scoring(),
+        scoring=HALF_PRECISION if bfloat16 else Scoring(),
     ).eval()
     exact.score = short.score
     rows, expected = [], None
@@ -406,7 +396,7 @@ def picture_command(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     recall_rows = [
         row
         for row in rows
-        if "recall" in row and row["scanned"] in (None, 32768) and row["size"] != 500
+        if "recall" in row and row["scanned"] in (None, 32768) and row["size"] != 700
     ]
     panel, shared = panels[:, -1]
     draw(panel, recall_rows, lambda row: row["recall"], log=False)
@@ -456,7 +446,11 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--kinds", nargs="+", choices=COLOURS, default=list(COLOURS))
     result.add_argument("--repeats", type=int, default=3)
     result.add_argument("--threads", type=int, default=1)
-    result.add_argument("--bfloat16", action="store_true", help="of `step`: under autocast")
+    result.add_argument(
+        "--bfloat16",
+        action="store_true",
+        help="of `step`: under autocast; of `recall`: the exact selection",
+    )
     result.add_argument("--config-file", help="of `recall`: the config.yaml of the run")
     result.add_argument("--weights", help="of `recall`")
     result.add_argument("--fill", choices=("mixtures", "normal"), default="mixtures")

@@ -12,6 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor
+from tqdm import tqdm
 
 import vastdet  # noqa: F401  (registers models and datasets)
 from vastdet.data.loader import build_train_loader
@@ -20,12 +21,22 @@ from vastdet.engine.checkpoint import VastdetCheckpointer
 from vastdet.engine.config_files import choose_device, load_config, with_all_weights
 from vastdet.engine.tools import add_register_argument, exit_status, register_datasets
 from vastdet.files import write_atomically
-from vastdet.models.cq_dino import ImageTokens, ShortlistSelection, fit_match
+from vastdet.models.cq_dino import (
+    ScoredImages,
+    ShortlistSelection,
+    fit_match,
+    made_up_embeddings,
+)
 
 EPILOG = """
 Images of DATASETS.TRAIN, augmented as in training, go through the backbone and the selection once;
-their labels are not read. Only the match of tokens and keys is changed. Use the file with
-MODEL.CQ_DINO.SELECTION.NAME shortlist.
+their labels are not read. Each batch of images is scored against the trained categories and against
+some that are made up from their embeddings, half of them alike in mean and covariance, half
+mixtures of two, so that the match holds where categories are added. Only the match of tokens and
+keys is changed. Use the file with MODEL.CQ_DINO.SELECTION.NAME shortlist.
+
+What was scored is kept in memory: 4,000 made-up categories of 768 channels are 12 MB a batch; with
+small batches or little memory lower --made-up or --images.
 
 Example:
     $ fit_shortlist.py --config-file configs/quick/cq_dino_kinds.yaml \\
@@ -42,16 +53,25 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--weights", required=True, metavar="FILE", help="with or without a match")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE.pth")
     parser.add_argument(
-        "--images", type=int, default=320, metavar="N", help="to learn from (default: 320)"
+        "--images", type=int, default=1600, metavar="N", help="to learn from (default: 1600)"
     )
     parser.add_argument(
-        "--steps", type=int, default=600, metavar="N", help="of learning (default: 600)"
+        "--steps", type=int, default=3000, metavar="N", help="of learning (default: 3000)"
+    )
+    parser.add_argument(
+        "--made-up",
+        type=int,
+        default=4000,
+        metavar="N",
+        help="categories beside the trained ones, for each batch (default: 4000)",
     )
     add_register_argument(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides as KEY VALUE ...")
     options = parser.parse_args(arguments)
     if options.images < 1 or options.steps < 1:
         parser.error("--images and --steps must be at least 1")
+    if options.made_up < 0:
+        parser.error("--made-up must be at least 0")
     return options
 
 
@@ -77,20 +97,35 @@ def load(arguments: argparse.Namespace) -> tuple[Any, CfgNode]:
     return model, cfg
 
 
+def made_up_queries(categories: Any, count: int, generator: torch.Generator) -> Tensor:
+    """Queries of categories that nobody trained, half of each kind."""
+    embedding = categories.queries.embedding
+    if not count:
+        return embedding.new_empty(0, embedding.shape[1])
+    halves = (count // 2, "mixtures"), (count - count // 2, "normal")
+    rows = [made_up_embeddings(embedding, size, kind, generator) for size, kind in halves]
+    queries: Tensor = categories.queries.of_leaves(torch.cat(rows))
+    return queries
+
+
 @torch.no_grad()
-def batches_of(model: Any, cfg: CfgNode, num_images: int) -> list[tuple[ImageTokens, Tensor]]:
-    """Tokens and all logits of training images."""
-    selection, queries = model.categories.selection, model.categories.queries()
-    batches, count = [], 0
-    for records in build_train_loader(cfg, seed=0):
-        pixels, mask = model.padded_batch([model.normalize(x["image"]) for x in records])
-        features = model.backbone(pixels)[model.selection_feature]
-        mask = resize_mask(mask, (features.shape[-2], features.shape[-1]))
-        tokens = model.categories.image_tokens(features, mask)
-        batches.append((tokens, selection(queries, tokens).all_logits))
-        count += len(records)
-        if count >= num_images:
-            break
+def batches_of(model: Any, cfg: CfgNode, num_images: int, num_made_up: int) -> list[ScoredImages]:
+    """Training images, scored."""
+    selection, trained = model.categories.selection, model.categories.queries()
+    generator = torch.Generator().manual_seed(0)
+    batches: list[ScoredImages] = []
+    with tqdm(total=num_images, desc="images", unit="image") as progress:
+        for records in build_train_loader(cfg, seed=0):
+            pixels, mask = model.padded_batch([model.normalize(x["image"]) for x in records])
+            features = model.backbone(pixels)[model.selection_feature]
+            mask = resize_mask(mask, (features.shape[-2], features.shape[-1]))
+            tokens = model.categories.image_tokens(features, mask)
+            made_up = made_up_queries(model.categories, num_made_up, generator)
+            logits = selection(torch.cat([trained, made_up]), tokens).all_logits
+            batches.append(ScoredImages(tokens, made_up, logits))
+            progress.update(len(records))
+            if progress.n >= num_images:
+                break
     return batches
 
 
@@ -100,14 +135,17 @@ def run(arguments: argparse.Namespace) -> None:
     model, cfg = load(arguments)
     selection = model.categories.selection
     assert isinstance(selection, ShortlistSelection)
-    batches = batches_of(model, cfg, arguments.images)
+    # Where there can be none, it says so before images are read.
+    with torch.no_grad():
+        made_up_queries(model.categories, min(2, arguments.made_up), torch.Generator())
+    batches = batches_of(model, cfg, arguments.images, arguments.made_up)
     with torch.no_grad():
         queries = model.categories.queries()
-    loss = fit_match(selection.match, queries, batches, num_steps=arguments.steps)
+    loss = fit_match(selection.match, queries, batches, num_steps=arguments.steps, progress=True)
     weights = {"model": model.state_dict()}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(arguments.output, lambda file: torch.save(weights, file))
-    num_images = sum(len(logits) for _, logits in batches)
+    num_images = sum(len(x.logits) for x in batches)
     print(f"{arguments.output}: a shortlist from {num_images} images, loss {loss:.4f}")
 
 

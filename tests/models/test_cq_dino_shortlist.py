@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from vastdet.models.cq_dino import (
     AsymmetricLoss,
     CategorySelection,
-    ClusteredKeys,
     ImageTokens,
+    ScoredImages,
     Shortlist,
     ShortlistSelection,
     TokenMatch,
@@ -38,7 +38,7 @@ def small(num_selected: int = 12, shortlist: Shortlist | None = None) -> Shortli
     )
     return ShortlistSelection(
         layers,
-        TokenMatch(WIDTH, 40, key_dim=16),
+        TokenMatch(WIDTH, 40, key_dim=16, num_vectors=8),
         embed_dim=WIDTH,
         num_selected=num_selected,
         shortlist=shortlist,
@@ -71,18 +71,37 @@ def test_those_that_match_best_are_scored() -> None:
         assert got.indices[i].tolist() == expected
 
 
-def test_the_match_of_the_best_token() -> None:
-    match = TokenMatch(8, 6, key_dim=4)
+def test_the_match_of_the_best_vector() -> None:
+    match = TokenMatch(8, 6, key_dim=4, num_vectors=3)
     queries, tokens = torch.randn(5, 8), torch.randn(2, 3, 6)
     padding = torch.tensor([[False] * 3, [False, True, True]])
     scores = match(queries, ImageTokens(tokens, padding))
     keys = match.key_proj(queries)
     keys = keys / keys.norm(dim=1, keepdim=True)
     for i, seen in enumerate([[0, 1, 2], [0]]):
-        vectors = match.token_proj(match.token_norm(tokens[i, seen]))
+        values = match.token_norm(tokens[i, seen])
+        vectors = []
+        for p in range(3):
+            logits = [4 * (match.pooling.weight[p] @ x + match.pooling.bias[p]) for x in values]
+            weights = torch.stack(logits).softmax(0)
+            pooled = sum(w * x for w, x in zip(weights, values, strict=True))
+            vectors.append(
+                match.vector_proj(F.gelu(match.hidden_proj(pooled) + match.vector_bias[p]))
+            )
         for k in range(5):
             best = max((vector @ keys[k]).item() for vector in vectors)
             assert scores[i, k].item() == pytest.approx(best, abs=1e-5)
+
+
+def test_few_vectors_bring_more_candidates_each() -> None:
+    assert Shortlist(1000).num_each(32, 200) == 200
+    assert Shortlist(1000).num_each(32, 250) == 250
+    assert Shortlist(1000).num_each(4, 200) == 250
+    assert Shortlist(1000).num_each(1, 200) == 1000
+    with pytest.raises(ValueError, match="3 vectors and keys of 7 channels; expected"):
+        TokenMatch(8, 8, key_dim=7, num_vectors=3)
+    with pytest.raises(ValueError, match="0 vectors"):
+        TokenMatch(8, 8, num_vectors=0)
 
 
 def test_padding_changes_nothing() -> None:
@@ -94,46 +113,23 @@ def test_padding_changes_nothing() -> None:
     assert torch.equal(together.indices[1:], selection(prepared, alone).indices)
 
 
-def test_clusters_hold_every_key_once() -> None:
-    keys = F.normalize(torch.randn(500, 16), dim=1)
-    clusters = ClusteredKeys.of(keys, 20)
-    assert clusters.ids.sort().values.tolist() == list(range(500))
-    assert torch.equal(clusters.keys, keys[clusters.ids])
-    assert clusters.starts[0] == 0
-    assert clusters.starts[-1] == 500
-    again = ClusteredKeys.of(keys, 20)
-    assert torch.equal(again.ids, clusters.ids)
-    for cluster, center in enumerate(clusters.centers):
-        own = clusters.keys[clusters.starts[cluster] : clusters.starts[cluster + 1]]
-        assert ((own @ clusters.centers.T).amax(1) <= own @ center + 1e-6).all()
-
-
-@pytest.mark.parametrize("num_vectors", [3, 40])
-def test_few_scanned_keys_hold_almost_all_of_the_best(num_vectors: int) -> None:
-    torch.manual_seed(0)
-    # Directions around 100 centres, as names around their kinds.
-    kinds = F.normalize(torch.randn(100, 16), dim=1)
-    keys = F.normalize(kinds.repeat_interleave(50, 0) + 0.1 * torch.randn(5000, 16), dim=1)
-    clusters = ClusteredKeys.of(keys, 70)
-    vectors = torch.randn(num_vectors, 16)
-    best = set((vectors @ keys.T).amax(0).topk(50).indices.tolist())
-    one = ClusteredKeys.of(keys, 1).best(vectors, num_best=50, num_scanned=50)
-    assert set(one.tolist()) == best
-    # 40 vectors are more than are compared with each cluster.
-    found = [
-        len(set(clusters.best(vectors, num_best=50, num_scanned=n).tolist()) & best)
-        for n in (5000, 500)
-    ]
-    assert found[0] >= 49
-    assert found[1] >= 45
-
-
-def test_equal_keys_and_empty_clusters() -> None:
-    keys = F.normalize(torch.ones(30, 4), dim=1)
-    clusters = ClusteredKeys.of(keys, 10)
-    assert sorted(clusters.best(keys[:1], num_best=30, num_scanned=30).tolist()) == list(range(30))
-    with pytest.raises(ValueError, match="30 keys cannot be in 31 clusters; give 1 to 30"):
-        ClusteredKeys.of(keys, 31)
+@pytest.mark.parametrize("num_categories", [3000, 5000])
+def test_the_index_finds_what_matches_best(num_categories: int) -> None:
+    # 5,000 are more than are compared one by one.
+    selection = small(shortlist=Shortlist(400, 5000))
+    kinds = torch.randn(50, WIDTH).repeat_interleave(num_categories // 50, 0)
+    queries, tokens = kinds + 0.3 * torch.randn(num_categories, WIDTH), random_tokens(1)
+    prepared = selection.prepare(queries)
+    assert (prepared.index is None) == (num_categories == 3000)
+    alone = tokens.values[0, ~tokens.padding_mask[0]]
+    with torch.no_grad():
+        expected = selection.match(queries, tokens)[0].topk(100).indices
+        got = selection.shortlist(prepared, alone)
+    # Where vectors bring the same candidates, an index finds fewer than there is room for.
+    assert 300 <= len(got.unique()) == len(got) <= 400
+    found = torch.isin(expected, got).float().mean().item()
+    print(f"found {found:.3f}")
+    assert found >= (0.8 if num_categories == 5000 else 1)
 
 
 def test_time_and_memory_are_those_of_the_shortlist() -> None:
@@ -144,8 +140,8 @@ def test_time_and_memory_are_those_of_the_shortlist() -> None:
         with LargestTensor() as counted:
             selection(prepared, random_tokens())
         largest.append(counted.num_elements)
-    # 64 categories of 96 channels; the products of 9 tokens with a cluster are fewer.
-    assert largest == [64 * 96] * 2
+    # 64 categories of 96 channels, or 8 vectors' 112 candidates of 16: not the 80,000 of all keys.
+    assert max(largest) <= 8 * 112 * 16
 
 
 def test_only_the_match_learns_from_its_loss() -> None:
@@ -225,8 +221,12 @@ def test_recall_of_a_trained_match() -> None:
         optimizer.step()
     selection.eval()
     with torch.no_grad():
-        batches = [(x, selection(known, x).all_logits) for x, _ in (make() for _ in range(40))]
-    fit_match(selection.match, known, batches, num_steps=200)
+        batches = []
+        for images in (make()[0] for _ in range(100)):
+            others = known.mean(0) + known.std(0) * torch.randn(300, 32, generator=generator)
+            logits = selection(torch.cat([known, others]), images).all_logits
+            batches.append(ScoredImages(images, others, logits))
+    fit_match(selection.match, known, batches, num_steps=400)
     tokens, present = separable(known, 40, torch.Generator().manual_seed(1))
     for all_queries, limits in ((known, Shortlist(60, 300)), (queries, Shortlist(400, 2000))):
         with torch.no_grad():
@@ -235,10 +235,11 @@ def test_recall_of_a_trained_match() -> None:
         short = selection(selection.prepare(all_queries), tokens)
         labels = F.pad(present, (0, len(all_queries) - 300))
         expected, got = recall(whole.indices, labels), recall(short.indices, labels)
+        print(f"recall {expected:.1f}, with a shortlist {got:.1f}")
         # By chance: 6.7 and 0.3. A shortlist may find more than all, where what matches badly would
         # have scored well.
         assert expected > 15
-        assert got >= expected - 1
+        assert got >= expected - 5
 
 
 def test_in_the_detector(cfg: CfgNode) -> None:

@@ -57,6 +57,7 @@ def test_only_the_match_is_new(
     config, weights, state = trained
     output = tmp_path / "new" / "shortlist.pth"
     command = ["--config-file", str(config), "--weights", str(weights), "--output", str(output)]
+    command += ["--made-up", "20"]
     assert tool.main([*command, "--images", "6", "--steps", "60"]) == 0
     printed = capsys.readouterr().out
     assert f"{output}: a shortlist from 8 images, loss 0.0" in printed
@@ -66,7 +67,23 @@ def test_only_the_match_is_new(
     assert {name.split(".")[2] for name in written} == {"match"}
     # A file that has a match is learned from as well.
     again = ["--weights", str(output), "--output", str(output), "--images", "4", "--steps", "3"]
+    again += ["--made-up", "0"]
     assert tool.main(["--config-file", str(config), *again]) == 0
+
+
+def test_categories_that_attend_to_each_other(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, weights = tmp_path / "config.yaml", tmp_path / "model.pth"
+    config.write_text(SMALL.replace("CORRELATION: none", "CORRELATION: self_attention"))
+    torch.save({"model": build_model(load_config(config)).state_dict()}, weights)
+    output = tmp_path / "shortlist.pth"
+    command = ["--config-file", str(config), "--weights", str(weights), "--output", str(output)]
+    command += ["--images", "4", "--steps", "2"]
+    assert tool.main(command) == 2
+    assert "give --made-up 0" in capsys.readouterr().err
+    assert tool.main([*command, "--made-up", "0"]) == 0
+    assert output.exists()
 
 
 def test_wrong_input(
@@ -88,4 +105,7 @@ def test_wrong_input(
     with pytest.raises(SystemExit):
         tool.main(["--config-file", str(config), "--weights", "x", *output, "--images", "0"])
     assert "--images and --steps must be at least 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        tool.main(["--config-file", str(config), "--weights", "x", *output, "--made-up", "-1"])
+    assert "--made-up must be at least 0" in capsys.readouterr().err
     assert not (tmp_path / "out.pth").exists()

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """CQ-DINO: categories as queries, a few of them chosen for each image (Sun et al., 2025)."""
 
-from vastdet.models.cq_dino.clustered_keys import ClusteredKeys
 from vastdet.models.cq_dino.config import add_cq_dino_config
 from vastdet.models.cq_dino.cq_dino import CQDINO
 from vastdet.models.cq_dino.image_labels import (
@@ -10,6 +9,8 @@ from vastdet.models.cq_dino.image_labels import (
     ReleasedAsymmetricLoss,
     image_labels,
 )
+from vastdet.models.cq_dino.key_index import KeyIndex
+from vastdet.models.cq_dino.match_fitting import ScoredImages, fit_match, made_up_embeddings
 from vastdet.models.cq_dino.presets import PRESETS, Preset, preset
 from vastdet.models.cq_dino.scoring import HALF_PRECISION, PreparedCategories, Scoring
 from vastdet.models.cq_dino.selection import (
@@ -27,7 +28,6 @@ from vastdet.models.cq_dino.shortlist import (
     Shortlist,
     ShortlistSelection,
     TokenMatch,
-    fit_match,
     match_loss,
 )
 from vastdet.models.cq_dino.tree import (
@@ -49,15 +49,16 @@ __all__ = [
     "CategorySelection",
     "CategoryToImageLayer",
     "CategoryTree",
-    "ClusteredKeys",
     "DescendantWeight",
     "FixedWeight",
     "ImageTokens",
+    "KeyIndex",
     "MeanAndCells",
     "PreparedCategories",
     "Preset",
     "ReleasedAsymmetricLoss",
     "ReleasedCategoryTree",
+    "ScoredImages",
     "Scoring",
     "SelectedCategories",
     "Shortlist",
@@ -69,6 +70,7 @@ __all__ = [
     "category_to_image_layers",
     "fit_match",
     "image_labels",
+    "made_up_embeddings",
     "match_loss",
     "preset",
 ]

@@ -94,6 +94,7 @@ def build_category_side(
             scoring=selection.SCORING,
             shortlist=Shortlist(selection.SHORTLIST.SIZE, selection.SHORTLIST.NUM_SCANNED),
             key_dim=selection.SHORTLIST.KEY_DIM,
+            num_vectors=selection.SHORTLIST.NUM_VECTORS,
         ),
     )
 

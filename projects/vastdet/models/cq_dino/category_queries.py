@@ -41,6 +41,27 @@ class CategoryQueries(nn.Module):
         correlated: Tensor = self.correlation(self.proj(self.embedding).relu())
         return correlated
 
+    def of_leaves(self, embeddings: Tensor) -> Tensor:
+        """Queries (N, D) of other categories, below which there are none, by their embeddings.
+
+        Raises:
+            ValueError: categories attend to each other, so that none has a query of its own.
+        """
+        alone = self.proj(embeddings).relu()
+        correlation = self.correlation
+        if isinstance(correlation, TreeCorrelation):
+            correlation = correlation.norm
+        elif isinstance(correlation, CategorySelfAttention) and not isinstance(
+            correlation, ReleasedSelfAttention
+        ):
+            raise ValueError(
+                "the categories of this model attend to each other "
+                "(MODEL.CQ_DINO.CATEGORY.CORRELATION self_attention): others have no queries "
+                "without them; for a shortlist, give --made-up 0"
+            )
+        queries: Tensor = correlation(alone)
+        return queries
+
 
 class TreeCorrelation(nn.Module):
     """Parents take in their children (Eq. 6), then a norm."""

@@ -78,10 +78,12 @@ def _add_selection_keys(node: CfgNode) -> None:
     # Categories that are scored at once in training, to save memory; 0 for all.
     node.SELECTION.CHUNK_SIZE = 0
     node.SELECTION.SHORTLIST = CfgNode()
-    # Categories on the shortlist, of the keys that are looked at for it, and a key's channels.
+    # Categories on the shortlist, keys that each of an image's vectors is compared with for it, and
+    # a key's channels.
     node.SELECTION.SHORTLIST.SIZE = 1000
     node.SELECTION.SHORTLIST.NUM_SCANNED = 32768
     node.SELECTION.SHORTLIST.KEY_DIM = 64
+    node.SELECTION.SHORTLIST.NUM_VECTORS = 32
     # In the first iterations of a training the categories of an image are selected whatever their
     # scores, so that the detector learns while the selection does: training in a single stage.
     node.SELECTION.WARMUP_ITERS = 0

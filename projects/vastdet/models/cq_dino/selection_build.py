@@ -25,6 +25,7 @@ def build_selection(
     scoring: str = "full",
     shortlist: Shortlist | None = None,
     key_dim: int = 64,
+    num_vectors: int = 32,
 ) -> CategorySelection:
     """A selection with random weights.
 
@@ -38,7 +39,8 @@ def build_selection(
         scoring: of prepared categories, `full` precision or `bfloat16`, where the best and 100 more
             are computed again in full.
         shortlist: sizes for `shortlist`; None for the defaults.
-        key_dim: channels of the cheap score for `shortlist`.
+        key_dim: channels of the cheap score for `shortlist`, even.
+        num_vectors: of an image, for it.
 
     Raises:
         ValueError: an unknown name, or a wrong number.
@@ -51,7 +53,7 @@ def build_selection(
     if name == "shortlist":
         return ShortlistSelection(
             layers,
-            TokenMatch(embed_dim, context_dim, key_dim=key_dim),
+            TokenMatch(embed_dim, context_dim, key_dim=key_dim, num_vectors=num_vectors),
             shortlist=shortlist,
             embed_dim=embed_dim,
             num_selected=num_selected,

@@ -5,7 +5,8 @@ B images, C categories, K selected ones, N shortlisted ones, D channels of a cat
 an image, M channels of a token, E channels of keys.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vastdet.models.cq_dino.clustered_keys import ClusteredKeys
+from vastdet.models.cq_dino.key_index import CHANNELS_PER_CODE, KeyIndex
 from vastdet.models.cq_dino.scoring import PreparedCategories
 from vastdet.models.cq_dino.selection import (
     CategorySelection,
@@ -21,10 +22,13 @@ from vastdet.models.cq_dino.selection import (
     SelectedCategories,
 )
 
-# So many keys are compared with every token.
-UNCLUSTERED = 4096
+# So many keys are compared with every vector.
+UNINDEXED = 4096
 # Queries whose keys are computed at once.
 CHUNK = 16384
+# Logits of a vector's attention are this many times what its layer gives, so that it learns early
+# to look at few tokens.
+SHARPNESS = 4.0
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,8 @@ class Shortlist:
     """How many categories are looked at.
 
     Attributes:
-        size: N, how many are scored.
-        num_scanned: keys whose products are computed, in whole clusters; at least N.
+        size: N, how many are scored at most.
+        num_scanned: keys that each vector of an image is compared with, about; at least N.
     """
 
     size: int = 1000
@@ -46,37 +50,58 @@ class Shortlist:
                 "1 <= size <= num_scanned"
             )
 
-    def num_clusters(self, num_categories: int) -> int:
-        """Clusters of about as many keys as there are clusters; one where these are few."""
-        return 1 if num_categories <= UNCLUSTERED else round(num_categories**0.5)
+    def num_each(self, num_vectors: int, num_needed: int) -> int:
+        """How many candidates each vector brings: a fifth of the list, more if vectors are few."""
+        return max(num_needed, round(0.2 * self.size), math.ceil(self.size / num_vectors))
 
 
 class TokenMatch(nn.Module):
-    """A cheap score: how well the best of an image's tokens matches the key of a category.
+    """A cheap score: how well the best of an image's vectors matches the key of a category.
 
-    Keys have length 1 and do not depend on the image, so that they can be clustered.
+    Each of P vectors pools the tokens by weights of its own, which say what it looks for, and says
+    by its length how much it matters. Keys have length 1 and do not depend on the image, so that
+    they can be indexed.
     """
 
-    def __init__(self, embed_dim: int, context_dim: int, *, key_dim: int = 64) -> None:
-        """`embed_dim` is D, `context_dim` is M, `key_dim` is E."""
+    def __init__(
+        self, embed_dim: int, context_dim: int, *, key_dim: int = 64, num_vectors: int = 32
+    ) -> None:
+        """`embed_dim` is D, `context_dim` is M, `key_dim` is E, `num_vectors` is P.
+
+        Raises:
+            ValueError: E is odd, or E or P below 1.
+        """
         super().__init__()
+        if key_dim < 2 or key_dim % CHANNELS_PER_CODE or num_vectors < 1:
+            raise ValueError(
+                f"a match of {num_vectors} vectors and keys of {key_dim} channels; expected 1 or "
+                "more vectors, and an even number of channels, whose pairs are coded "
+                "(MODEL.CQ_DINO.SELECTION.SHORTLIST.NUM_VECTORS and KEY_DIM)"
+            )
+        hidden_dim = 2 * context_dim
         self.key_proj = nn.Linear(embed_dim, key_dim)
         self.token_norm = nn.LayerNorm(context_dim)
-        self.token_proj = nn.Linear(context_dim, key_dim)
+        self.pooling = nn.Linear(context_dim, num_vectors)
+        self.hidden_proj = nn.Linear(context_dim, hidden_dim)
+        self.vector_bias = nn.Parameter(0.1 * torch.randn(num_vectors, hidden_dim))
+        self.vector_proj = nn.Linear(hidden_dim, key_dim)
 
     def keys(self, queries: Tensor) -> Tensor:
-        """Queries (C, D) to keys (C, E) of length 1."""
+        """Queries (..., C, D) to keys (..., C, E) of length 1."""
         return F.normalize(self.key_proj(queries), dim=-1)
 
-    def vectors(self, tokens: Tensor) -> Tensor:
-        """Tokens (..., M) to vectors (..., E), whose lengths say how much a token matters."""
-        vectors: Tensor = self.token_proj(self.token_norm(tokens))
+    def vectors(self, tokens: ImageTokens) -> Tensor:
+        """The vectors (B, P, E) of images."""
+        values = self.token_norm(tokens.values)
+        logits = SHARPNESS * self.pooling(values)
+        weights = logits.masked_fill(tokens.padding_mask.unsqueeze(-1), float("-inf")).softmax(1)
+        hidden = self.hidden_proj(weights.transpose(1, 2) @ values) + self.vector_bias
+        vectors: Tensor = self.vector_proj(F.gelu(hidden))
         return vectors
 
     def forward(self, queries: Tensor, tokens: ImageTokens) -> Tensor:
-        """The scores (B, C)."""
-        products = self.vectors(tokens.values) @ self.keys(queries).T
-        return products.masked_fill(tokens.padding_mask.unsqueeze(-1), float("-inf")).amax(1)
+        """The scores (B, C) of queries (C, D) or (B, C, D)."""
+        return (self.vectors(tokens) @ self.keys(queries).mT).amax(1)
 
 
 @dataclass(frozen=True)
@@ -84,14 +109,14 @@ class ShortlistedCategories(PreparedCategories):
     """Prepared categories of which only those that match an image are scored.
 
     Attributes:
-        clusters: their keys.
+        index: of their keys; None where these are few.
     """
 
-    clusters: ClusteredKeys | None = None
+    index: KeyIndex | None = None
 
 
 class ShortlistSelection(CategorySelection):
-    """Scores only the N categories whose keys match an image best.
+    """Scores only the N categories, at most, whose keys match an image best.
 
     Training computes all scores, as without a shortlist, and adds `loss_shortlist` to the result:
     the match learns the order of the scores. Neither scores nor queries nor tokens get a gradient
@@ -146,26 +171,34 @@ class ShortlistSelection(CategorySelection):
 
     @torch.no_grad()
     def prepare(self, queries: Tensor) -> ShortlistedCategories:
-        """See `CategorySelection.prepare`; clustering a million keys takes seconds."""
+        """See `CategorySelection.prepare`; to index a million keys takes ten seconds."""
         self.require_enough(len(queries))
         queries = queries.detach()
-        keys = torch.cat([self.match.keys(piece) for piece in queries.split(CHUNK)])
-        return ShortlistedCategories(
-            queries,
-            self.scoring_layers(),
-            clusters=ClusteredKeys.of(keys, self.limits.num_clusters(len(keys))),
-        )
+        index = None
+        if len(queries) > UNINDEXED:
+            keys = torch.cat([self.match.keys(piece) for piece in queries.split(CHUNK)])
+            # About as many lists as each holds keys.
+            index = KeyIndex.of(keys, round(len(keys) ** 0.5))
+        return ShortlistedCategories(queries, self.scoring_layers(), index=index)
 
     def shortlist(self, categories: PreparedCategories, tokens: Tensor) -> Tensor | None:
         """See `CategorySelection.shortlist`."""
-        if not isinstance(categories, ShortlistedCategories) or categories.clusters is None:
+        if not isinstance(categories, ShortlistedCategories):
             raise ValueError("these categories were prepared by another selection")
-        if len(categories.queries) <= self.limits.size:
+        queries, size = categories.queries, self.limits.size
+        if len(queries) <= size:
             return None
-        return categories.clusters.best(
-            self.match.vectors(tokens),
-            num_best=self.limits.size,
+        no_padding = torch.zeros(1, len(tokens), dtype=torch.bool, device=tokens.device)
+        vectors = self.match.vectors(ImageTokens(tokens[None], no_padding))[0]
+        if categories.index is None:
+            return (vectors @ self.match.keys(queries).T).amax(0).topk(size).indices
+        num_needed = self.num_selected + self.scoring.margin
+        return categories.index.best(
+            vectors,
+            num_best=size,
+            num_each=self.limits.num_each(len(vectors), num_needed),
             num_scanned=self.limits.num_scanned,
+            num_needed=num_needed,
         )
 
 
@@ -177,38 +210,3 @@ def match_loss(scores: Tensor, logits: Tensor) -> Tensor:
     """
     target = logits.float().log_softmax(-1)
     return F.kl_div(scores.float().log_softmax(-1), target, reduction="batchmean", log_target=True)
-
-
-def fit_match(
-    match: TokenMatch,
-    queries: Tensor,
-    batches: Sequence[tuple[ImageTokens, Tensor]],
-    *,
-    num_steps: int = 600,
-    learning_rate: float = 3e-3,
-) -> float:
-    """Teach a match the scores of a trained selection; takes seconds once these are computed.
-
-    Args:
-        match: is changed in place.
-        queries: (C, D).
-        batches: tokens, and all logits (B, C) that the selection gives them; taken in turn.
-        num_steps: batches that are learned from.
-        learning_rate: the greatest; it rises for 30 % of the steps and falls to nothing.
-
-    Returns:
-        The mean loss of the last tenth of the steps.
-    """
-    optimizer = torch.optim.AdamW(match.parameters(), learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=num_steps)
-    losses = []
-    for step in range(num_steps):
-        tokens, logits = batches[step % len(batches)]
-        loss = match_loss(match(queries, tokens), logits)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-    last = losses[-max(1, num_steps // 10) :]
-    return sum(last) / len(last)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Teaches the match of a shortlist to a trained selection.
+
+B images, C trained categories, N made-up ones, D channels of a category.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vastdet.models.cq_dino.selection import ImageTokens
+from vastdet.models.cq_dino.shortlist import TokenMatch, match_loss
+
+
+@dataclass(frozen=True)
+class ScoredImages:
+    """What a match learns from.
+
+    Attributes:
+        tokens: of B images.
+        made_up: (N, D), queries of categories that nobody trained; N may be 0.
+        logits: (B, C + N), the selection's scores of the trained categories and of these.
+    """
+
+    tokens: ImageTokens
+    made_up: Tensor
+    logits: Tensor
+
+
+def fit_match(
+    match: TokenMatch,
+    queries: Tensor,
+    batches: Sequence[ScoredImages],
+    *,
+    num_steps: int = 3000,
+    learning_rate: float = 2e-3,
+    progress: bool = False,
+) -> float:
+    """Teach a match the scores of a trained selection.
+
+    Made-up categories matter: a match that has seen the trained ones alone puts others before
+    them.
+
+    Args:
+        match: is changed in place.
+        queries: (C, D), of the trained categories.
+        batches: are taken in turn.
+        num_steps: batches that are learned from.
+        learning_rate: the greatest; it rises for 30 % of the steps and falls to nothing.
+        progress: whether to show a bar.
+
+    Returns:
+        The mean loss of the last tenth of the steps.
+    """
+    optimizer = torch.optim.AdamW(match.parameters(), learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=num_steps)
+    losses = []
+    for step in tqdm(range(num_steps), desc="steps", unit="step", disable=not progress):
+        batch = batches[step % len(batches)]
+        scores = match(torch.cat([queries, batch.made_up]), batch.tokens)
+        loss = match_loss(scores, batch.logits)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    last = losses[-max(1, num_steps // 10) :]
+    return sum(last) / len(last)
+
+
+def made_up_embeddings(
+    embedding: Tensor, num_made_up: int, kind: str, generator: torch.Generator
+) -> Tensor:
+    """Embeddings (N, D) of categories that might be, by those (C, D) of categories that are.
+
+    Args:
+        embedding: of the trained categories.
+        num_made_up: N.
+        kind: `normal` ones have the mean and the covariance of the trained ones; `mixtures` lie
+            between two of them each, and look like both to a selection that never saw them.
+        generator: draws them, on the CPU.
+
+    Raises:
+        ValueError: another kind.
+    """
+    device = embedding.device
+    embedding = embedding.detach().float().cpu()
+    if kind == "mixtures":
+        one, other = torch.randint(len(embedding), (2, num_made_up), generator=generator)
+        share = torch.rand(num_made_up, 1, generator=generator)
+        made_up = embedding[one] * share + embedding[other] * (1 - share)
+    elif kind == "normal":
+        mean, num_trained = embedding.mean(0), len(embedding)
+        # Random sums of the differences have their covariance, of whatever rank that is.
+        noise = torch.randn(num_made_up, num_trained, generator=generator)
+        made_up = mean + noise @ (embedding - mean) / max(1, num_trained - 1) ** 0.5
+    else:
+        raise ValueError(f"made-up categories of the kind {kind!r}; expected normal or mixtures")
+    return made_up.to(device)
