@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -47,6 +47,7 @@ class Study:
         arguments: of the script, that say which study this is.
         first_stage_of: the config of the first stage of a variant, whose weights the variant starts
             from; None where there is none.
+        opts: KEY VALUE pairs for the configs of all.
     """
 
     script: str
@@ -56,6 +57,7 @@ class Study:
     metrics: Sequence[str]
     arguments: Sequence[str] = ()
     first_stage_of: Callable[[str], CfgNode | None] = single_stage
+    opts: Sequence[str] = ()
 
     def seconds_per_step(self) -> dict[str, float]:
         """Variant -> median processor seconds of a training step, measured in turns."""
@@ -65,7 +67,7 @@ class Study:
         steps = {}
         for name, cfg in configs.items():
             # Where a training starts from does not change its time.
-            merge_opts(cfg, ["MODEL.WEIGHTS", ""])
+            merge_opts(cfg, [*self.opts, "MODEL.WEIGHTS", ""])
             steps[name] = make_training_step(cfg, self.workload)
         seconds: dict[str, list[float]] = {name: [] for name in steps}
         for round_number in range(TIMING_ROUNDS + 1):
@@ -83,10 +85,11 @@ class Study:
         start, weights = time.process_time(), []
         first = self.first_stage_of(variant)
         if first is not None:
+            merge_opts(first, self.opts)
             train_and_score(first, seed, first_iterations, folder / "first_stage")
             weights = ["MODEL.WEIGHTS", str(folder / "first_stage" / "model_final.pth")]
         cfg = self.config_of(variant)
-        merge_opts(cfg, weights)
+        merge_opts(cfg, [*self.opts, *weights])
         scores = train_and_score(cfg, seed, iterations, folder)
         result = {key: number(scores, key) for key in self.metrics}
         write_json(
@@ -113,6 +116,7 @@ class Study:
     def run_all(self, minutes: float, seeds: Sequence[int], output: Path) -> None:
         """Train what no other process has begun, each in a process of its own, seed by seed."""
         output.mkdir(parents=True, exist_ok=True)
+        check_opts(output / "opts.json", self.opts)
         timings = output / "seconds_per_step.json"
         if not timings.exists():
             write_json(timings, self.seconds_per_step())
@@ -131,6 +135,7 @@ class Study:
                             *(sys.executable, self.script, *self.arguments),
                             *("--output", str(output)),
                             *("--one", variant, str(seed), *map(str, iterations)),
+                            *self.opts,
                         ],
                         check=True,
                         stdout=log,
@@ -163,15 +168,16 @@ class Study:
     def main(self, options: argparse.Namespace) -> None:
         """Measure, train, print, as `argument_parser` has it."""
         torch.set_num_threads(1)
+        study = replace(self, opts=options.opts)
         if options.one:
             variant, *numbers = options.one
             seed, iterations, first_iterations = map(int, numbers)
             folder = run_folder(options.output, variant, seed)
-            self.train(variant, seed, iterations, first_iterations, folder)
+            study.train(variant, seed, iterations, first_iterations, folder)
             return
         if not options.table:
-            self.run_all(options.minutes, options.seeds, options.output)
-        self.print_table(options.output)
+            study.run_all(options.minutes, options.seeds, options.output)
+        study.print_table(options.output)
 
 
 def argument_parser(description: str, *, minutes: float, output: str) -> argparse.ArgumentParser:
@@ -185,6 +191,11 @@ def argument_parser(description: str, *, minutes: float, output: str) -> argpars
     parser.add_argument("--table", action="store_true", help="only print what is done")
     parser.add_argument(
         "--one", nargs=4, metavar=("VARIANT", "SEED", "ITERATIONS", "FIRST_ITERATIONS")
+    )
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER,
+        help="KEY VALUE pairs for all, after an option other than --seeds",
     )
     return parser
 
@@ -209,6 +220,15 @@ def train_and_score(
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     return trainer.train() or {}
+
+
+def check_opts(file: Path, opts: Sequence[str]) -> None:
+    """Keep the KEY VALUE pairs of a folder; raise ValueError if it was begun with others."""
+    if not file.exists():
+        write_json(file, list(opts))
+    known = json.loads(file.read_text())
+    if known != list(opts):
+        raise ValueError(f"{file.parent} was begun with {known}, not {list(opts)}; give another")
 
 
 def first_stage_key(variant: str) -> str:
