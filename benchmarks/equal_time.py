@@ -246,8 +246,11 @@ def run_folder(output: Path, variant: str, seed: int) -> Path:
     return output / f"{folder_name(variant)}_{seed}"
 
 
-def mean_and_range(values: list[float]) -> str:
-    """As a cell of the table."""
+def mean_and_range(values: list[float | None]) -> str:
+    """As a cell of the table; files of results have None where a run has no such number."""
+    values = [value for value in values if value is not None]
+    if not values:
+        return ""
     if len(values) == 1:
         return f"{values[0]:.1f}"
     return f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
