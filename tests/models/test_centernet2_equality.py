@@ -32,9 +32,9 @@ def model(cfg: CfgNode) -> nn.Module:
 
 def test_losses_and_gradients_equal_the_authors(model: nn.Module, expected: dict[str, Any]) -> None:
     losses = losses_of(model)
-    # Measured: 1.2e-7 of each.
+    # Measured: 1.2e-7 of each with AVX-512, 2.1e-6 without.
     found = {name: loss.item() for name, loss in losses.items()}
-    assert found == pytest.approx(expected["losses"], rel=2e-6)
+    assert found == pytest.approx(expected["losses"], rel=5e-6)
     sum(losses.values()).backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
     assert gradients.keys() == expected["gradients"].keys(), "the authors' names are ours"
