@@ -129,8 +129,8 @@ def test_losses_and_gradients_equal_transformers(
     sum(losses.values()).backward()
     expected.loss.backward()
     # Measured: 1.6e-5 of the largest number, but for those biases; on a processor without AVX-512
-    # 4.3e-3 in the backbone's first layers, 8e-4 with other convolutions (oneDNN off): an activation
-    # at the edge of a ReLU.
+    # 4.3e-3 in the backbone's first layers, 8e-4 with other convolutions (oneDNN off): rounding at
+    # the edge of a ReLU.
     assert gradient_gap(ours, theirs, version) < 1e-2
 
 
