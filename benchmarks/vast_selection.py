@@ -122,6 +122,7 @@ def random_tokens(width: Width) -> ImageTokens:
 def held_bytes(categories: PreparedCategories) -> int:
     """What is kept of the categories."""
     tensors = [categories.queries, categories.states, categories.projected]
+    tensors.append(getattr(categories, "keys", None))
     index = getattr(categories, "index", None)
     own = {x.data_ptr(): x.nbytes for x in tensors if x is not None}
     return sum(own.values()) + (index.num_bytes if index is not None else 0)

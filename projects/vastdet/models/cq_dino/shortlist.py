@@ -109,9 +109,11 @@ class ShortlistedCategories(PreparedCategories):
     """Prepared categories of which only those that match an image are scored.
 
     Attributes:
-        index: of their keys; None where these are few.
+        keys: (C, E), where these are few; else None.
+        index: of the keys, where they are many; else None.
     """
 
+    keys: Tensor | None = None
     index: KeyIndex | None = None
 
 
@@ -174,24 +176,25 @@ class ShortlistSelection(CategorySelection):
         """See `CategorySelection.prepare`; to index a million keys takes ten seconds."""
         self.require_enough(len(queries))
         queries = queries.detach()
-        index = None
-        if len(queries) > UNINDEXED:
-            keys = torch.cat([self.match.keys(piece) for piece in queries.split(CHUNK)])
-            # About as many lists as each holds keys.
-            index = KeyIndex.of(keys, round(len(keys) ** 0.5))
+        keys = torch.cat([self.match.keys(piece) for piece in queries.split(CHUNK)])
+        if len(keys) <= UNINDEXED:
+            return ShortlistedCategories(queries, self.scoring_layers(), keys=keys)
+        # About as many lists as each holds keys.
+        index = KeyIndex.of(keys, round(len(keys) ** 0.5))
         return ShortlistedCategories(queries, self.scoring_layers(), index=index)
 
     def shortlist(self, categories: PreparedCategories, tokens: Tensor) -> Tensor | None:
         """See `CategorySelection.shortlist`."""
         if not isinstance(categories, ShortlistedCategories):
             raise ValueError("these categories were prepared by another selection")
-        queries, size = categories.queries, self.limits.size
-        if len(queries) <= size:
+        size = self.limits.size
+        if len(categories.queries) <= size:
             return None
         no_padding = torch.zeros(1, len(tokens), dtype=torch.bool, device=tokens.device)
         vectors = self.match.vectors(ImageTokens(tokens[None], no_padding))[0]
         if categories.index is None:
-            return (vectors @ self.match.keys(queries).T).amax(0).topk(size).indices
+            assert categories.keys is not None
+            return (vectors @ categories.keys.T).amax(0).topk(size).indices
         num_needed = self.num_selected + self.scoring.margin
         return categories.index.best(
             vectors,
