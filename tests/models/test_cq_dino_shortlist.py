@@ -76,7 +76,8 @@ def test_the_match_of_the_best_vector() -> None:
     queries, tokens = torch.randn(5, 8), torch.randn(2, 3, 6)
     padding = torch.tensor([[False] * 3, [False, True, True]])
     scores = match(queries, ImageTokens(tokens, padding))
-    keys = match.key_proj(queries)
+    first, _, last = match.key_mlp
+    keys = match.key_proj(queries) + last(F.gelu(first(queries)))
     keys = keys / keys.norm(dim=1, keepdim=True)
     for i, seen in enumerate([[0, 1, 2], [0]]):
         values = match.token_norm(tokens[i, seen])

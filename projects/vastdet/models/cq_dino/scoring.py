@@ -67,10 +67,13 @@ class PreparedCategories:
 
     def rows(self, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
         """States and projected states of some categories."""
-        states = self.queries[rows].to(self.dtype) if self.states is None else self.states[rows]
+        if self.states is None:
+            states = _rows(self.queries, rows).to(self.dtype)
+        else:
+            states = _rows(self.states, rows)
         if self.projected is None:
             return states, self.layers[0].cross_attn.query_proj(states)
-        return states, self.projected[rows]
+        return states, _rows(self.projected, rows)
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,12 @@ def scores_of(
         dtype = score.weight.dtype if i == last else states.dtype
         states = _norm(layer.ffn_norm, states.to(dtype))
     return score(states).squeeze(-1)
+
+
+def _rows(values: Tensor, rows: slice | Tensor) -> Tensor:
+    """Some rows of (C, D): a view of a slice, else a copy."""
+    # Indexing with a tensor copies them element by element, and takes ten times as long.
+    return values[rows] if isinstance(rows, slice) else F.embedding(rows, values)
 
 
 def _norm(norm: nn.LayerNorm, values: Tensor) -> Tensor:

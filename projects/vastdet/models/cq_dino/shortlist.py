@@ -26,6 +26,8 @@ from vastdet.models.cq_dino.selection import (
 UNINDEXED = 4096
 # Queries whose keys are computed at once.
 CHUNK = 16384
+# Channels of the layer between a query and its key.
+KEY_HIDDEN_DIM = 512
 # Logits of a vector's attention are this many times what its layer gives, so that it learns early
 # to look at few tokens.
 SHARPNESS = 4.0
@@ -60,7 +62,7 @@ class TokenMatch(nn.Module):
 
     Each of P vectors pools the tokens by weights of its own, which say what it looks for, and says
     by its length how much it matters. Keys have length 1 and do not depend on the image, so that
-    they can be indexed.
+    they can be indexed, and what a layer more costs for them does not matter.
     """
 
     def __init__(
@@ -80,6 +82,9 @@ class TokenMatch(nn.Module):
             )
         hidden_dim = 2 * context_dim
         self.key_proj = nn.Linear(embed_dim, key_dim)
+        self.key_mlp = nn.Sequential(
+            nn.Linear(embed_dim, KEY_HIDDEN_DIM), nn.GELU(), nn.Linear(KEY_HIDDEN_DIM, key_dim)
+        )
         self.token_norm = nn.LayerNorm(context_dim)
         self.pooling = nn.Linear(context_dim, num_vectors)
         self.hidden_proj = nn.Linear(context_dim, hidden_dim)
@@ -88,7 +93,7 @@ class TokenMatch(nn.Module):
 
     def keys(self, queries: Tensor) -> Tensor:
         """Queries (..., C, D) to keys (..., C, E) of length 1."""
-        return F.normalize(self.key_proj(queries), dim=-1)
+        return F.normalize(self.key_proj(queries) + self.key_mlp(queries), dim=-1)
 
     def vectors(self, tokens: ImageTokens) -> Tensor:
         """The vectors (B, P, E) of images."""
