@@ -49,7 +49,8 @@ EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
 # For text encoders (tools/compute_category_embeddings.py) alone.
 TEXT = ["transformers>=5.0", "open_clip_torch>=3.0"]
 # For a shortlist of more than some thousand categories (MODEL.CQ_DINO.SELECTION.NAME) alone.
-SHORTLIST = ["faiss-cpu>=1.8"]
+# Before 1.13 the number of lists that is given with a call was ignored.
+SHORTLIST = ["faiss-cpu>=1.13"]
 
 
 def kernel_builder() -> ModuleType:

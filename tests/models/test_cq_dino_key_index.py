@@ -3,11 +3,13 @@
 
 import importlib.util
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from vastdet.models.cq_dino import KeyIndex
+from vastdet.models.cq_dino.key_index import distinct
 
 
 def keys_around_kinds() -> torch.Tensor:
@@ -61,6 +63,21 @@ def test_more_is_scanned_until_there_are_enough() -> None:
     index = KeyIndex.of(torch.ones(640, 16), 10)
     limits = {"num_best": 700, "num_each": 640, "num_scanned": 64, "num_needed": 640}
     assert sorted(index.best(keys[:1], **limits).tolist()) == list(range(640))
+
+
+def test_searching_leaves_the_index_as_it_was() -> None:
+    # Threads may share it.
+    keys = keys_around_kinds()
+    index = KeyIndex.of(keys, 70)
+    index.index.nprobe = 3
+    index.best(keys[:2], num_best=90, num_each=50, num_scanned=2500, num_needed=50)
+    assert index.index.nprobe == 3
+
+
+def test_distinct_ids() -> None:
+    ids = np.array([[7, -1, 3], [3, 0, -1]])
+    assert distinct(ids).tolist() == [0, 3, 7]
+    assert distinct(np.array([-1, -1])).tolist() == []
 
 
 def test_what_it_keeps() -> None:

@@ -15,6 +15,7 @@ from vastdet.models.cq_dino import (
     TokenMatch,
     fit_match,
     made_up_embeddings,
+    match_fitting,
 )
 from vastdet.models.cq_dino.category_queries import (
     CategoryQueries,
@@ -23,6 +24,7 @@ from vastdet.models.cq_dino.category_queries import (
     TreeCorrelation,
     no_correlation,
 )
+from vastdet.models.cq_dino.match_fitting import some_categories
 from vastdet.vocabulary import CategoryHierarchy
 
 
@@ -70,6 +72,23 @@ def test_a_leaf_has_the_query_that_it_would_have_in_the_vocabulary() -> None:
     queries = CategoryQueries(embedding, correlation=CategorySelfAttention(8))
     with pytest.raises(ValueError, match="others have no queries without them"):
         queries.of_leaves(embedding)
+
+
+def test_a_step_learns_from_those_that_score_highest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(match_fitting, "NUM_HARDEST", 4)
+    monkeypatch.setattr(match_fitting, "NUM_RANDOM", 3)
+    logits = torch.zeros(2, 50)
+    # An image's own best counts, whatever others think of it.
+    logits[0, [3, 40]] = torch.tensor([5.0, 9.0])
+    logits[1, [20, 21]] = 2.0
+    logits[1, 40] = -9.0
+    draws = [some_categories(logits, torch.Generator().manual_seed(i)).tolist() for i in range(9)]
+    for chosen in draws:
+        assert {3, 20, 21, 40} <= set(chosen)
+        assert 4 <= len(chosen) <= 7
+        assert chosen == sorted(set(chosen))
+    assert len(set().union(*draws)) > 15
+    assert some_categories(logits[:, :7], torch.Generator()).tolist() == list(range(7))
 
 
 def test_made_up_categories_are_put_in_their_places() -> None:

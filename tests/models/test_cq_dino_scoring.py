@@ -78,6 +78,19 @@ def test_prepared_equal_the_whole(chunk_size: int, num_selected: int) -> None:
     assert not got.queries.requires_grad
 
 
+@pytest.mark.parametrize("chunk_size", [7, 200])
+def test_scores_of_all(chunk_size: int) -> None:
+    selection = selection_with(Scoring(chunk_size=chunk_size))
+    # Fewer than are to be selected can be scored as well.
+    for num_categories in (200, 5):
+        queries, tokens = torch.randn(num_categories, 48), random_tokens(3)
+        with torch.no_grad():
+            seen = selection.see(queries[None], selection.context(tokens))
+            expected = selection.logits(seen)
+        got = selection.score_all(selection.prepare_all(queries), tokens)
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=5e-6)
+
+
 def test_half_precision_with_a_margin_chooses_the_same() -> None:
     selection = selection_with(HALF_PRECISION, 100)
     queries, tokens = torch.randn(3000, 48), random_tokens(3)

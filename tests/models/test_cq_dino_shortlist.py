@@ -95,9 +95,9 @@ def test_the_match_of_the_best_vector() -> None:
 
 
 def test_few_vectors_bring_more_candidates_each() -> None:
-    assert Shortlist(1000).num_each(32, 200) == 200
-    assert Shortlist(1000).num_each(32, 250) == 250
-    assert Shortlist(1000).num_each(4, 200) == 250
+    assert Shortlist(1000).num_each(32, 200) == 300
+    assert Shortlist(1000).num_each(32, 350) == 350
+    assert Shortlist(1000).num_each(2, 200) == 500
     assert Shortlist(1000).num_each(1, 200) == 1000
     with pytest.raises(ValueError, match="3 vectors and keys of 7 channels; expected"):
         TokenMatch(8, 8, key_dim=7, num_vectors=3)

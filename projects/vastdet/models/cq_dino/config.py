@@ -80,7 +80,7 @@ def _add_selection_keys(node: CfgNode) -> None:
     node.SELECTION.SHORTLIST = CfgNode()
     # Categories on the shortlist, keys that each of an image's vectors is compared with for it, and
     # a key's channels.
-    node.SELECTION.SHORTLIST.SIZE = 1000
+    node.SELECTION.SHORTLIST.SIZE = 700
     node.SELECTION.SHORTLIST.NUM_SCANNED = 32768
     node.SELECTION.SHORTLIST.KEY_DIM = 64
     node.SELECTION.SHORTLIST.NUM_VECTORS = 32

@@ -111,7 +111,8 @@ class KeyIndex:
         num_probed = max(1, round(num_scanned * num_lists / self.index.ntotal))
         while True:
             # Given with the call, so that threads may share an index.
-            parameters = faiss.SearchParametersIVF(nprobe=min(num_probed, num_lists))
+            parameters = faiss.SearchParametersIVF()
+            parameters.nprobe = min(num_probed, num_lists)
             found = distinct(self.index.search(rows, num_each, params=parameters)[1])
             if len(found) >= num_needed or num_probed >= num_lists:
                 break

@@ -14,6 +14,11 @@ from tqdm import tqdm
 from vastdet.models.cq_dino.selection import ImageTokens
 from vastdet.models.cq_dino.shortlist import TokenMatch, match_loss
 
+# Categories of a batch that a step looks at: those that an image of it scores highest, among which
+# a vast vocabulary's best are, and some of all.
+NUM_HARDEST = 3000
+NUM_RANDOM = 3000
+
 
 @dataclass(frozen=True)
 class ScoredImages:
@@ -35,14 +40,15 @@ def fit_match(
     queries: Tensor,
     batches: Sequence[ScoredImages],
     *,
-    num_steps: int = 3000,
+    num_steps: int = 6000,
     learning_rate: float = 2e-3,
     progress: bool = False,
 ) -> float:
     """Teach a match the scores of a trained selection.
 
     Made-up categories matter: a match that has seen the trained ones alone puts others before
-    them.
+    them. So does their number: among more, those that score highest score higher, and a step looks
+    at these above all.
 
     Args:
         match: is changed in place.
@@ -57,11 +63,13 @@ def fit_match(
     """
     optimizer = torch.optim.AdamW(match.parameters(), learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=num_steps)
+    generator = torch.Generator().manual_seed(0)
     losses = []
     for step in tqdm(range(num_steps), desc="steps", unit="step", disable=not progress):
         batch = batches[step % len(batches)]
-        scores = match(torch.cat([queries, batch.made_up]), batch.tokens)
-        loss = match_loss(scores, batch.logits)
+        chosen = some_categories(batch.logits, generator)
+        scores = match(torch.cat([queries, batch.made_up])[chosen], batch.tokens)
+        loss = match_loss(scores, batch.logits[:, chosen])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -69,6 +77,16 @@ def fit_match(
         losses.append(loss.item())
     last = losses[-max(1, num_steps // 10) :]
     return sum(last) / len(last)
+
+
+def some_categories(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """The categories, of logits (B, C), that a step learns from: distinct ids, int64, in order."""
+    num_categories = logits.shape[1]
+    if num_categories <= NUM_HARDEST + NUM_RANDOM:
+        return torch.arange(num_categories, device=logits.device)
+    hardest = logits.amax(0).topk(NUM_HARDEST).indices
+    others = torch.randint(num_categories, (NUM_RANDOM,), generator=generator)
+    return torch.cat([hardest, others.to(hardest.device)]).unique()
 
 
 def made_up_embeddings(

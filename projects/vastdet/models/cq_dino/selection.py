@@ -6,7 +6,7 @@ of a token, F channels of a feature map of H x W cells.
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -21,10 +21,12 @@ from vastdet.layers.attention import CrossAttention
 from vastdet.layers.mlp import FeedForward
 from vastdet.layers.weight_cache import WeightCache
 from vastdet.models.cq_dino.scoring import (
+    OneImage,
     PreparedCategories,
     Scoring,
     best_categories,
     one_image,
+    scores_of,
 )
 
 # Of any category before training; absent ones then have next to no asymmetric loss.
@@ -276,7 +278,6 @@ class CategorySelection(nn.Module):
         with torch.inference_mode(False), torch.no_grad():
             return self._cache.get(weights, lambda: self.prepare(make_queries()))
 
-    @torch.no_grad()
     def prepare(self, queries: Tensor) -> PreparedCategories:
         """What all images share of queries (C, D); good until a weight changes.
 
@@ -284,6 +285,11 @@ class CategorySelection(nn.Module):
             ValueError: there are fewer categories than are to be selected.
         """
         self.require_enough(len(queries))
+        return self.prepare_all(queries)
+
+    @torch.no_grad()
+    def prepare_all(self, queries: Tensor) -> PreparedCategories:
+        """Queries (C, D) for scores of them all, whatever kind of selection this is."""
         layers = self.scoring_layers()
         states = queries.detach().to(next(layers.parameters()).dtype)
         projected = torch.empty_like(states)
@@ -315,24 +321,30 @@ class CategorySelection(nn.Module):
     ) -> Tensor:
         """Those among which each image's selected ones are: (B, K + margin) int64, or all C."""
         num_best = min(self.num_selected + self.scoring.margin, len(categories.queries))
-        chosen = []
-        for i, is_padding in enumerate(tokens.padding_mask):
-            image = one_image(
-                [keys[i, ~is_padding] for keys in context.keys],
-                [values[i, ~is_padding] for values in context.values],
-                categories.layers,
-                categories.dtype,
-            )
-            best = best_categories(
+        images = one_by_one(categories, context)
+        chosen = [
+            best_categories(
                 categories,
                 image,
                 self.score,
                 num_best=num_best,
                 chunk_size=self.scoring.chunk_size,
-                among=self.shortlist(categories, tokens.values[i, ~is_padding]),
+                among=self.shortlist(categories, tokens.values[i, ~tokens.padding_mask[i]]),
             )
-            chosen.append(best)
+            for i, image in enumerate(images)
+        ]
         return torch.stack(chosen)
+
+    @torch.no_grad()
+    def score_all(self, categories: PreparedCategories, tokens: ImageTokens) -> Tensor:
+        """The scores (B, C) of all prepared categories, in the precision of the scoring."""
+        size, count = self.scoring.chunk_size, len(categories.queries)
+        pieces = [slice(start, start + size) for start in range(0, count, size)]
+        scores = [
+            torch.cat([scores_of(categories, piece, image, self.score) for piece in pieces])
+            for image in one_by_one(categories, self.context(tokens))
+        ]
+        return torch.stack(scores)
 
     def shortlist(self, categories: PreparedCategories, tokens: Tensor) -> Tensor | None:
         """The ids (N,) int64 of categories to score for one image; None for all.
@@ -391,6 +403,17 @@ class CategorySelection(nn.Module):
         if torch.is_grad_enabled():
             return checkpoint(compute, piece, use_reentrant=False)
         return compute(piece)
+
+
+def one_by_one(categories: PreparedCategories, context: ImageContext) -> Iterator[OneImage]:
+    """What each image has for the layers, without padding."""
+    for i, is_padding in enumerate(context.blocked[:, 0, 0]):
+        yield one_image(
+            [keys[i, ~is_padding] for keys in context.keys],
+            [values[i, ~is_padding] for values in context.values],
+            categories.layers,
+            categories.dtype,
+        )
 
 
 def _rows(queries: Tensor, indices: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class Shortlist:
         num_scanned: keys that each vector of an image is compared with, about; at least N.
     """
 
-    size: int = 1000
+    size: int = 700
     num_scanned: int = 32768
 
     def __post_init__(self) -> None:
@@ -53,8 +53,8 @@ class Shortlist:
             )
 
     def num_each(self, num_vectors: int, num_needed: int) -> int:
-        """How many candidates each vector brings: a fifth of the list, more if vectors are few."""
-        return max(num_needed, round(0.2 * self.size), math.ceil(self.size / num_vectors))
+        """How many candidates each vector brings: 0.3 of the list, more if vectors are few."""
+        return max(num_needed, round(0.3 * self.size), math.ceil(self.size / num_vectors))
 
 
 class TokenMatch(nn.Module):
