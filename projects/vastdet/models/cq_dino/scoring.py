@@ -4,10 +4,11 @@
 What does not depend on the image is computed once, and of all categories only the best so far are
 kept: memory is that of the categories themselves and of one piece.
 
-C categories, D channels of a category, H heads, S tokens of an image that are no padding, N
-categories that are kept.
+B images, C categories, D channels of a category, H heads, S tokens of an image (where there is one,
+without padding), N categories that are kept.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -77,6 +78,21 @@ class PreparedCategories:
 
 
 @dataclass(frozen=True)
+class ImageContext:
+    """What the layers read of the images, computed once for all categories.
+
+    Attributes:
+        keys: of each layer (B, S, D).
+        values: of each layer (B, S, D).
+        blocked: (B, 1, 1, S) bool, True at padding.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    blocked: Tensor
+
+
+@dataclass(frozen=True)
 class OneImage:
     """What the layers read of one image.
 
@@ -102,6 +118,17 @@ def one_image(
         by_head = value.unflatten(-1, (num_heads, -1)).transpose(0, 1)
         split_values.append(by_head.to(dtype).contiguous())
     return OneImage(tuple(split_keys), tuple(split_values))
+
+
+def one_by_one(categories: PreparedCategories, context: ImageContext) -> Iterator[OneImage]:
+    """What each image has for the layers, without padding."""
+    for i, is_padding in enumerate(context.blocked[:, 0, 0]):
+        yield one_image(
+            [keys[i, ~is_padding] for keys in context.keys],
+            [values[i, ~is_padding] for values in context.values],
+            categories.layers,
+            categories.dtype,
+        )
 
 
 def best_categories(

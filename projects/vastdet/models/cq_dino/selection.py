@@ -6,7 +6,7 @@ of a token, F channels of a feature map of H x W cells.
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -21,11 +21,11 @@ from vastdet.layers.attention import CrossAttention
 from vastdet.layers.mlp import FeedForward
 from vastdet.layers.weight_cache import WeightCache
 from vastdet.models.cq_dino.scoring import (
-    OneImage,
+    ImageContext,
     PreparedCategories,
     Scoring,
     best_categories,
-    one_image,
+    one_by_one,
     scores_of,
 )
 
@@ -80,21 +80,6 @@ class UnmaskedMeanAndCells(MeanAndCells):
     def forward(self, features: Tensor, padding_mask: Tensor) -> ImageTokens:
         """See `MeanAndCells`; nothing is marked as padding."""
         return super().forward(features, torch.zeros_like(padding_mask))
-
-
-@dataclass(frozen=True)
-class ImageContext:
-    """What the layers read of the images, computed once for all categories.
-
-    Attributes:
-        keys: of each layer (B, S, D).
-        values: of each layer (B, S, D).
-        blocked: (B, 1, 1, S) bool, True at padding.
-    """
-
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    blocked: Tensor
 
 
 class CategoryToImageLayer(nn.Module):
@@ -403,17 +388,6 @@ class CategorySelection(nn.Module):
         if torch.is_grad_enabled():
             return checkpoint(compute, piece, use_reentrant=False)
         return compute(piece)
-
-
-def one_by_one(categories: PreparedCategories, context: ImageContext) -> Iterator[OneImage]:
-    """What each image has for the layers, without padding."""
-    for i, is_padding in enumerate(context.blocked[:, 0, 0]):
-        yield one_image(
-            [keys[i, ~is_padding] for keys in context.keys],
-            [values[i, ~is_padding] for values in context.values],
-            categories.layers,
-            categories.dtype,
-        )
 
 
 def _rows(queries: Tensor, indices: Tensor) -> Tensor:
