@@ -49,7 +49,7 @@ KINDS = 1000
 # Logits of DINO's head that are more than this are not measured.
 MAX_BYTES = 1_500_000_000
 # Sizes of shortlists, and keys scanned for them, whose recall is measured.
-SHORTLISTS = ((700, 32768), (1000, 16384), (1000, 32768), (1000, 65536))
+SHORTLISTS = ((500, 32768), (700, 16384), (700, 32768), (700, 65536), (1000, 32768))
 EXACT, HALF, SHORT, HEAD = "exact", "exact, bfloat16", "shortlist", "DINO's head"
 COLOURS = {EXACT: BLUE, HALF: GREY, SHORT: VERMILION, HEAD: ORANGE}
 
@@ -397,7 +397,7 @@ def picture_command(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     recall_rows = [
         row
         for row in rows
-        if "recall" in row and row["scanned"] in (None, 32768) and row["size"] != 700
+        if "recall" in row and row["scanned"] in (None, 32768) and row["size"] in (None, 700)
     ]
     panel, shared = panels[:, -1]
     draw(panel, recall_rows, lambda row: row["recall"], log=False)

@@ -113,28 +113,27 @@ def made_up_queries(categories: Any, count: int, generator: torch.Generator) -> 
 
 
 @torch.no_grad()
-def batches_of(model: Any, cfg: CfgNode, num_images: int, num_made_up: int) -> list[ScoredImages]:
-    """Training images, scored."""
+def draws_of(model: Any, cfg: CfgNode, num_images: int, num_made_up: int) -> list[ScoredImages]:
+    """Training images, scored, with other made-up categories for each `IMAGES_PER_DRAW`."""
     selection, trained = model.categories.selection, model.categories.queries()
     generator = torch.Generator().manual_seed(0)
-    batches: list[ScoredImages] = []
-    next_draw = 0
+    draws: list[list[ScoredImages]] = []
     with tqdm(total=num_images, desc="images", unit="image") as progress:
         for records in build_train_loader(cfg, seed=0):
             pixels, mask = model.padded_batch([model.normalize(x["image"]) for x in records])
             features = model.backbone(pixels)[model.selection_feature]
             mask = resize_mask(mask, (features.shape[-2], features.shape[-1]))
             tokens = model.categories.image_tokens(features, mask)
-            if progress.n >= next_draw:
+            if progress.n >= IMAGES_PER_DRAW * len(draws):
                 made_up = made_up_queries(model.categories, num_made_up, generator)
                 prepared = selection.prepare_all(torch.cat([trained, made_up]))
-                next_draw += IMAGES_PER_DRAW
+                draws.append([])
             logits = selection.score_all(prepared, tokens)
-            batches.append(ScoredImages(tokens, made_up, logits.half()))
+            draws[-1].append(ScoredImages(tokens, made_up, logits.half()))
             progress.update(len(records))
             if progress.n >= num_images:
                 break
-    return batches
+    return [ScoredImages.joined(parts) for parts in draws]
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -146,14 +145,14 @@ def run(arguments: argparse.Namespace) -> None:
     # Where there can be none, it says so before images are read.
     with torch.no_grad():
         made_up_queries(model.categories, min(2, arguments.made_up), torch.Generator())
-    batches = batches_of(model, cfg, arguments.images, arguments.made_up)
+    draws = draws_of(model, cfg, arguments.images, arguments.made_up)
     with torch.no_grad():
         queries = model.categories.queries()
-    loss = fit_match(selection.match, queries, batches, num_steps=arguments.steps, progress=True)
+    loss = fit_match(selection.match, queries, draws, num_steps=arguments.steps, progress=True)
     weights = {"model": model.state_dict()}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(arguments.output, lambda file: torch.save(weights, file))
-    num_images = sum(len(x.logits) for x in batches)
+    num_images = sum(len(x.logits) for x in draws)
     print(f"{arguments.output}: a shortlist from {num_images} images, loss {loss:.4f}")
 
 

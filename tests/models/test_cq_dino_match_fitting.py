@@ -91,6 +91,30 @@ def test_a_step_learns_from_those_that_score_highest(monkeypatch: pytest.MonkeyP
     assert some_categories(logits[:, :7], torch.Generator()).tolist() == list(range(7))
 
 
+def test_scored_images_are_joined_and_drawn() -> None:
+    made_up = torch.randn(3, 4)
+
+    def scored(num_images: int, num_tokens: int, start: float) -> ScoredImages:
+        values = torch.randn(num_images, num_tokens, 4)
+        tokens = ImageTokens(values, torch.zeros(num_images, num_tokens, dtype=torch.bool))
+        numbers = torch.arange(start, start + num_images)
+        return ScoredImages(tokens, made_up, numbers[:, None].expand(-1, 5))
+
+    one, other = scored(2, 6, 0), scored(3, 4, 2)
+    joined = ScoredImages.joined([one, other])
+    assert joined.logits[:, 0].tolist() == [0, 1, 2, 3, 4]
+    assert torch.equal(joined.tokens.values[:2], one.tokens.values)
+    assert torch.equal(joined.tokens.values[2:, :4], other.tokens.values)
+    assert joined.tokens.padding_mask.sum(1).tolist() == [0, 0, 2, 2, 2]
+    generator = torch.Generator().manual_seed(0)
+    some = joined.some(3, generator)
+    numbers = some.logits[:, 0].long()
+    assert len(set(numbers.tolist())) == 3
+    assert torch.equal(some.tokens.values, joined.tokens.values[numbers])
+    assert torch.equal(some.tokens.padding_mask, joined.tokens.padding_mask[numbers])
+    assert sorted(joined.some(9, generator).logits[:, 0].tolist()) == [0, 1, 2, 3, 4]
+
+
 def test_made_up_categories_are_put_in_their_places() -> None:
     torch.manual_seed(0)
     trained, made_up = torch.randn(30, 16), torch.randn(200, 16)

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from vastdet.models.cq_dino.selection import ImageTokens
 from vastdet.models.cq_dino.shortlist import TokenMatch, match_loss
 
-# Categories of a batch that a step looks at: those that an image of it scores highest, among which
-# a vast vocabulary's best are, and some of all.
+# Images of a step, and the categories that it looks at: those that one of these scores highest,
+# among which a vast vocabulary's best are, and some of all. Other images each time bring others.
+IMAGES_OF_STEP = 8
 NUM_HARDEST = 3000
 NUM_RANDOM = 3000
 
@@ -34,11 +36,30 @@ class ScoredImages:
     made_up: Tensor
     logits: Tensor
 
+    def some(self, num_images: int, generator: torch.Generator) -> "ScoredImages":
+        """As many of the images, or all if there are no more, in another order."""
+        order = torch.randperm(len(self.logits), generator=generator)[:num_images]
+        order = order.to(self.logits.device)
+        tokens = ImageTokens(self.tokens.values[order], self.tokens.padding_mask[order])
+        return ScoredImages(tokens, self.made_up, self.logits[order])
+
+    @classmethod
+    def joined(cls, parts: Sequence["ScoredImages"]) -> "ScoredImages":
+        """Images that were scored against the same categories."""
+        num_tokens = max(x.tokens.values.shape[1] for x in parts)
+        values, masks = [], []
+        for part in parts:
+            padding = num_tokens - part.tokens.values.shape[1]
+            values.append(F.pad(part.tokens.values, (0, 0, 0, padding)))
+            masks.append(F.pad(part.tokens.padding_mask, (0, padding), value=True))
+        tokens = ImageTokens(torch.cat(values), torch.cat(masks))
+        return cls(tokens, parts[0].made_up, torch.cat([x.logits for x in parts]))
+
 
 def fit_match(
     match: TokenMatch,
     queries: Tensor,
-    batches: Sequence[ScoredImages],
+    draws: Sequence[ScoredImages],
     *,
     num_steps: int = 6000,
     learning_rate: float = 2e-3,
@@ -53,8 +74,8 @@ def fit_match(
     Args:
         match: is changed in place.
         queries: (C, D), of the trained categories.
-        batches: are taken in turn.
-        num_steps: batches that are learned from.
+        draws: are taken in turn, some images of one in a step.
+        num_steps: how often.
         learning_rate: the greatest; it rises for 30 % of the steps and falls to nothing.
         progress: whether to show a bar.
 
@@ -66,7 +87,7 @@ def fit_match(
     generator = torch.Generator().manual_seed(0)
     losses = []
     for step in tqdm(range(num_steps), desc="steps", unit="step", disable=not progress):
-        batch = batches[step % len(batches)]
+        batch = draws[step % len(draws)].some(IMAGES_OF_STEP, generator)
         chosen = some_categories(batch.logits, generator)
         scores = match(torch.cat([queries, batch.made_up])[chosen], batch.tokens)
         loss = match_loss(scores, batch.logits[:, chosen])
