@@ -78,8 +78,8 @@ def _add_selection_keys(node: CfgNode) -> None:
     # Categories that are scored at once in training, to save memory; 0 for all.
     node.SELECTION.CHUNK_SIZE = 0
     node.SELECTION.SHORTLIST = CfgNode()
-    # Categories on the shortlist, keys that each of an image's vectors is compared with for it, and
-    # a key's channels.
+    # Categories on the shortlist, keys that each of an image's vectors is compared with for it,
+    # channels of a key, and vectors of an image.
     node.SELECTION.SHORTLIST.SIZE = 700
     node.SELECTION.SHORTLIST.NUM_SCANNED = 32768
     node.SELECTION.SHORTLIST.KEY_DIM = 64

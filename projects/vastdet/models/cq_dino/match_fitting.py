@@ -89,7 +89,8 @@ def fit_match(
     for step in tqdm(range(num_steps), desc="steps", unit="step", disable=not progress):
         batch = draws[step % len(draws)].some(IMAGES_OF_STEP, generator)
         chosen = some_categories(batch.logits, generator)
-        scores = match(torch.cat([queries, batch.made_up])[chosen], batch.tokens)
+        rows = F.embedding(chosen, torch.cat([queries, batch.made_up]))
+        scores = match(rows, batch.tokens)
         loss = match_loss(scores, batch.logits[:, chosen])
         optimizer.zero_grad()
         loss.backward()
