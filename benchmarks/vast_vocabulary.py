@@ -7,9 +7,11 @@ in the paper's two stages or, as `single stage`, in one.
 
     python benchmarks/vast_vocabulary.py --categories 500 --minutes 10 --weights BACKBONE.pth
     python benchmarks/vast_vocabulary.py --study ablations --categories 1000 --weights BACKBONE.pth
+    python benchmarks/vast_vocabulary.py --study baselines --categories 1000 --weights BACKBONE.pth
 
-The methods learn the plain sets, whose categories are all leaves of their tree; the ablations those
-in which shapes are categories above others.
+The methods learn the plain sets, whose categories are all leaves of their tree; ablations and
+baselines those in which shapes are categories above others. The baselines are those of the paper's
+table 1: the quick configs of 24 categories with the changes that our recipes for V3Det make.
 """
 
 import argparse
@@ -20,7 +22,7 @@ from detectron2.config import CfgNode
 from equal_time import Study, argument_parser
 
 from vastdet import model_zoo
-from vastdet.engine.config_files import choose_device, merge_opts
+from vastdet.engine.config_files import choose_device, class_count_key, merge_opts
 from vastdet.engine.model_benchmark import Workload
 from vastdet.text import read_category_embeddings
 
@@ -35,8 +37,8 @@ SINGLE_STAGE = {
 # Categories that are selected; all of a small vocabulary could be.
 NUM_SELECTED = {50: 25, 500: 100, 1_000: 100, 5_000: 100, 13_000: 100}
 
-# Stands for the number of categories.
-ALL = -1
+# Stand for the number of categories, and for --embeddings.
+ALL, EMBEDDINGS = -1, "EMBEDDINGS"
 
 # Name -> config and its overrides.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -61,7 +63,64 @@ ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "tree, 200 selected": (CQ, {"MODEL.CQ_DINO.SELECTION.NUM_SELECTED": 200}),
     "tree, seen alone": (CQ, {"MODEL.CQ_DINO.CATEGORY.PROMPT": "seen"}),
 }
-STUDIES = {"methods": METHODS, "ablations": ABLATIONS}
+
+# As in quick/dino_kinds.yaml; what is below res5 starts from --weights and learns more slowly.
+KINDS = {
+    "SOLVER.IMS_PER_BATCH": BATCH_SIZE,
+    "SOLVER.REFERENCE_BATCH_SIZE": BATCH_SIZE,
+    "SOLVER.BASE_LR": 0.0005,
+    "SOLVER.AMP.ENABLED": True,
+}
+PYRAMID = KINDS | {
+    "SOLVER.LR_MULTIPLIERS": [[r"^backbone\.bottom_up\.body\.(conv1|bn1|layer[123])\.", 0.1]],
+}
+# As configs/Base-V3Det.yaml and the recipes on it: sigmoids, low thresholds.
+TWO_STAGES = PYRAMID | {
+    "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": True,
+    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0001,
+}
+
+
+def one_stage(node: str) -> dict[str, Any]:
+    """The overrides of a dense detector."""
+    return PYRAMID | {f"MODEL.{node}.SCORE_THRESH_TEST": 0.0001}
+
+
+def transformer(node: str) -> dict[str, Any]:
+    """The overrides of a detector of DINO's sizes."""
+    maps = ["res3", "res4"]
+    return KINDS | {
+        "MODEL.TIMM.OUT_FEATURES": maps,
+        f"MODEL.{node}.IN_FEATURES": maps,
+        "SOLVER.BACKBONE_MULTIPLIER": 0.1,
+    }
+
+
+BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
+    "CQ-DINO": (CQ, {}),
+    "DINO, alpha 0.25": METHODS["DINO, alpha 0.25"],
+    "DINO, alpha 0.5": METHODS["DINO, alpha 0.5"],
+    "Prova": (
+        "quick/prova_generated.yaml",
+        transformer("PROVA")
+        | {
+            "MODEL.PROVA.TEXTUAL_PROTOTYPES": EMBEDDINGS,
+            "MODEL.PROVA.VISUAL_PROTOTYPES": "random:128",
+        },
+    ),
+    "Deformable DETR": ("quick/deformable_detr_generated.yaml", transformer("DEFORMABLE_DETR")),
+    "Faster R-CNN": ("quick/faster_rcnn_generated.yaml", TWO_STAGES),
+    "Cascade R-CNN": ("quick/cascade_rcnn_generated.yaml", TWO_STAGES),
+    "CenterNet2": (
+        "quick/centernet2_generated.yaml",
+        TWO_STAGES | {"MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.02},
+    ),
+    "RetinaNet": ("quick/retinanet_generated.yaml", one_stage("RETINANET")),
+    "FCOS": ("quick/fcos_generated.yaml", one_stage("FCOS")),
+    "ATSS": ("quick/atss_generated.yaml", one_stage("ATSS")),
+}
+STUDIES = {"methods": METHODS, "ablations": ABLATIONS, "baselines": BASELINES}
 
 
 def config_of(variant: str, options: argparse.Namespace) -> CfgNode:
@@ -80,29 +139,33 @@ def first_stage_of(variant: str, options: argparse.Namespace) -> CfgNode | None:
 
 def build_config(file: str, overrides: dict[str, Any], options: argparse.Namespace) -> CfgNode:
     """A config of the model zoo on the study's data, with a variant's overrides."""
-    node = "DINO" if file == DINO else "CQ_DINO"
-    data = "generated_kinds" if options.study == "ablations" else "generated"
+    cfg = model_zoo.get_config(file)
+    data = "generated" if options.study == "methods" else "generated_kinds"
     settings: dict[str, Any] = {
         "DATASETS.TRAIN": f"('{data}_{options.categories}_train',)",
         "DATASETS.TEST": f"('{data}_{options.categories}_val',)",
-        f"MODEL.{node}.NUM_CLASSES": options.categories,
+        class_count_key(cfg): options.categories,
         "MODEL.WEIGHTS": options.weights,
         "TEST.EVAL_PERIOD": 0,
         "SOLVER.CHECKPOINT_PERIOD": 10**6,
     }
-    if not options.weights:
-        settings["SOLVER.BACKBONE_MULTIPLIER"] = 1.0
-    if node == "CQ_DINO":
+    if file in (CQ, CQ_FIRST_STAGE):
         settings |= {
             "MODEL.CQ_DINO.SELECTION.NUM_SELECTED": NUM_SELECTED[options.categories],
-            "MODEL.CQ_DINO.CATEGORY.EMBEDDINGS": options.embeddings,
+            "MODEL.CQ_DINO.CATEGORY.EMBEDDINGS": EMBEDDINGS,
         }
         if options.embeddings != "random":
             dim = read_category_embeddings(options.embeddings).dim
             settings["MODEL.CQ_DINO.CATEGORY.DIM"] = dim
-    settings |= {k: options.categories if v == ALL else v for k, v in overrides.items()}
-    cfg = model_zoo.get_config(file)
-    merge_opts(cfg, [part for pair in settings.items() for part in pair])
+    settings |= overrides
+    if not options.weights:
+        settings |= {"SOLVER.BACKBONE_MULTIPLIER": 1.0, "SOLVER.LR_MULTIPLIERS": []}
+    for key, value in settings.items():
+        if value == ALL:
+            value = options.categories
+        elif value == EMBEDDINGS:
+            value = options.embeddings
+        merge_opts(cfg, [key, value])
     return choose_device(cfg)
 
 

@@ -68,6 +68,45 @@ def test_bare_and_wrapped_weights(prefix: str, tmp_path: Path) -> None:
     assert torch.equal(model.head.weight, expected["head.weight"])
 
 
+class Pyramid(nn.Module):
+    """The toy's backbone below another layer, as Detectron2's FPN has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Module()
+        self.backbone.bottom_up = Toy().backbone
+        self.backbone.lateral = nn.Conv2d(4, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "below"), [(Toy, Pyramid, "bottom_up."), (Pyramid, Toy, "")]
+)
+def test_a_backbone_is_taken_up_with_and_without_a_pyramid(
+    source: type[nn.Module], target: type[nn.Module], below: str, tmp_path: Path
+) -> None:
+    first, second = source(), target()
+    first.apply(lambda module: [p.data.normal_() for p in module.parameters(recurse=False)])
+    VastdetCheckpointer(first, str(tmp_path)).save("a")
+    before = {k: value.clone() for k, value in second.state_dict().items()}
+    checkpointer = VastdetCheckpointer(second)
+    checkpointer.load(str(tmp_path / "a.pth"))
+    own = {k.replace("bottom_up.", ""): value for k, value in first.state_dict().items()}
+    for name, value in second.state_dict().items():
+        taken = name.startswith(f"backbone.{below}") and "lateral" not in name
+        assert torch.equal(value, own[name.replace("bottom_up.", "")] if taken else before[name])
+        assert (name in checkpointer.missing_keys) is not taken
+    with pytest.raises(ValueError, match="lacks 2 of the weights"):
+        checkpointer.load(str(tmp_path / "a.pth"), complete=True)
+
+
+def test_names_that_fit_are_not_moved_into_a_pyramid() -> None:
+    names = ["backbone.a", "backbone.bottom_up.a", "backbone.bottom_up.b", "head.a"]
+    for file in (names, ["backbone.a"], ["backbone.bottom_up.b"], ["bottom_up.a", "head.c"]):
+        weights = dict.fromkeys(file, 0)
+        assert checkpoint.fit_pyramid(weights, names) == weights
+    assert checkpoint.fit_pyramid({"backbone.b": 1}, names) == {"backbone.bottom_up.b": 1}
+
+
 def test_caffe2_names_are_matched_as_detectron2_does(tmp_path: Path) -> None:
     path = tmp_path / "c2.pkl"
     weight = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)

@@ -13,7 +13,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone, build_model
 from detectron2.utils.events import EventStorage
-from tests.models.architectures import NUM_CLASSES, box_classifier, cq_dino, dino
+from tests.models.architectures import NUM_CLASSES, box_classifier, cq_dino, dino, fcos
 from tests.models.test_architectures import GT_BOXES, sample, train_losses
 from torch import Tensor
 from torch.nn import functional as F
@@ -268,7 +268,7 @@ def test_weights_make_a_round_trip(cfg: CfgNode, tmp_path: Path) -> None:
     assert all(torch.equal(state[k], value) for k, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("detector", [dino, cq_dino])
+@pytest.mark.parametrize("detector", [dino, cq_dino, fcos])
 def test_a_detector_takes_up_the_whole_backbone_by_name(
     cfg: CfgNode, tmp_path: Path, detector: Any
 ) -> None:
@@ -280,8 +280,15 @@ def test_a_detector_takes_up_the_whole_backbone_by_name(
     second = build_model(cfg)
     before = {k: value.clone() for k, value in second.state_dict().items()}
     VastdetCheckpointer(second).load(str(tmp_path / "model.pth"), checkpointables=[])
-    state, own = second.state_dict(), first.state_dict()
-    names = [k for k in state if k.startswith("backbone.")]
-    assert names == [k for k in own if k.startswith("backbone.")] != []
+    state = second.state_dict()
+    # FCOS has the network below its feature pyramid.
+    below = "bottom_up." if detector is fcos else ""
+    own = {
+        k.replace("backbone.", f"backbone.{below}"): value
+        for k, value in first.state_dict().items()
+        if k.startswith("backbone.")
+    }
+    names = [k for k in state if k.startswith(f"backbone.{below}body.")]
+    assert names == list(own) != []
     assert all(torch.equal(state[k], own[k]) for k in names)
     assert all(torch.equal(state[k], before[k]) for k in state if k not in names)

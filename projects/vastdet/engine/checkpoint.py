@@ -12,6 +12,7 @@ import os
 import pickle
 import zipfile
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 MIN_MATCHED_FRACTION = 0.1
 # What torch refuses by itself and is no more than data: many trainings save their arguments.
 INERT_CLASSES = [argparse.Namespace]
+# Where Detectron2's detectors have their backbone, and the network below a feature pyramid.
+BACKBONE, BELOW_PYRAMID = "backbone.", "backbone.bottom_up."
 
 
 def read_weights(path: str) -> dict[str, Any]:
@@ -73,6 +76,32 @@ def named_weights(path: str, content: dict[str, Any]) -> dict[str, Any]:
         if isinstance(content.get(key), dict):
             return {**content, "model": content[key]}
     return {"model": content}
+
+
+def fit_pyramid(weights: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Rename a backbone's weights where the model has it below a feature pyramid, or no longer has.
+
+    Args:
+        weights: name -> tensor or array of a file.
+        names: of the weights of the model.
+
+    Returns the weights, with "backbone.X" as "backbone.bottom_up.X" or the other way round where
+    the model lacks the first name and has the second.
+    """
+    renamed = {}
+    for name in weights:
+        if name in names:
+            continue
+        if name.startswith(BELOW_PYRAMID):
+            other = BACKBONE + name.removeprefix(BELOW_PYRAMID)
+        else:
+            other = BELOW_PYRAMID + name.removeprefix(BACKBONE)
+        if name.startswith(BACKBONE) and other in names and other not in weights:
+            renamed[name] = other
+    if renamed:
+        name, other = next(iter(renamed.items()))
+        logger.info("%d weights of the backbone renamed, as %s to %s", len(renamed), name, other)
+    return {renamed.get(name, name): value for name, value in weights.items()}
 
 
 def find_damage(path: str | Path) -> str | None:
@@ -239,6 +268,7 @@ class VastdetCheckpointer(DetectionCheckpointer):
         resume_average = self._resuming and raw is not None
         if resume_average:
             checkpoint["model"] = raw
+        checkpoint["model"] = fit_pyramid(checkpoint["model"], self.model.state_dict().keys())
         incompatible = super()._load_model(checkpoint)
         self.missing_keys = list(incompatible.missing_keys)
         self._check_architecture(num_in_file, incompatible)
