@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Vectors of the instruction set that the file is compiled for, and the types of values.
-// Everything has internal linkage or is inlined: see cpu_kernel.h on why.
+// Everything has internal linkage or is inlined: cpu_kernel.cpp says why.
 #pragma once
 
 #include <cstdint>
