@@ -315,12 +315,12 @@ def filled_up(queries: Any, num_categories: int, fill: str) -> Tensor:
     return torch.cat(pieces)
 
 
-def category_recall(indices: Tensor, labels: list[Tensor]) -> float:
-    """AR^C in percent, over the images that have a label."""
+def recall_of_images(indices: Tensor, labels: list[Tensor]) -> Tensor:
+    """The share of an image's labels that are selected, in percent, of images that have a label."""
     found = [
         torch.isin(x, i).float().mean() for x, i in zip(labels, indices, strict=True) if len(x)
     ]
-    return float(torch.stack(found).mean()) * 100
+    return torch.stack(found) * 100
 
 
 def recall_command(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -353,7 +353,7 @@ def recalls(
         scoring=HALF_PRECISION if bfloat16 else Scoring(),
     ).eval()
     exact.score = short.score
-    rows, expected = [], None
+    rows, expected, recall_of_exact = [], torch.empty(0), torch.empty(0)
     for size, scanned in ((None, None), *SHORTLISTS):
         if size is not None:
             short.limits = Shortlist(size, scanned)
@@ -362,7 +362,10 @@ def recalls(
         start = time.process_time()
         got = selection(prepared, samples.tokens).indices
         seconds = time.process_time() - start
-        expected = got if expected is None else expected
+        recall = recall_of_images(got, samples.labels)
+        if size is None:
+            expected, recall_of_exact = got, recall
+        lost = recall_of_exact - recall
         same = (got[:, :, None] == expected[:, None]).any(-1).float().mean()
         row = {
             "kind": EXACT if size is None else SHORT,
@@ -371,7 +374,10 @@ def recalls(
             "images": len(samples.labels),
             "size": size,
             "scanned": scanned,
-            "recall": category_recall(got, samples.labels),
+            "recall": float(recall.mean()),
+            "lost": float(lost.mean()),
+            # Of the mean, from how images differ.
+            "lost_standard_error": float(lost.std() / len(lost) ** 0.5),
             "same": float(same) * 100,
             "milliseconds": seconds * 1e3 / len(samples.labels),
         }
