@@ -92,8 +92,8 @@ class TrainStep(SimpleTrainer):
             f"A loss became infinite or NaN at iteration {self.iter}.\nLosses:\n{table}\n"
             f"Images of the batch:\n{files}\n"
             "Look at these images and their boxes (tools/visualize_data.py). If they are right, "
-            "lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS or set "
-            "SOLVER.CLIP_GRADIENTS.ENABLED True."
+            "lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, set "
+            "SOLVER.CLIP_GRADIENTS.ENABLED True, or SOLVER.AMP.ENABLED False where it is on."
         )
 
     def state_dict(self) -> dict[str, Any]:
