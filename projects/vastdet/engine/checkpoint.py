@@ -90,13 +90,13 @@ def fit_pyramid(weights: dict[str, Any], names: Collection[str]) -> dict[str, An
     """
     renamed = {}
     for name in weights:
-        if name in names:
+        if name in names or not name.startswith(BACKBONE):
             continue
         if name.startswith(BELOW_PYRAMID):
             other = BACKBONE + name.removeprefix(BELOW_PYRAMID)
         else:
             other = BELOW_PYRAMID + name.removeprefix(BACKBONE)
-        if name.startswith(BACKBONE) and other in names and other not in weights:
+        if other in names and other not in weights:
             renamed[name] = other
     if renamed:
         name, other = next(iter(renamed.items()))
