@@ -68,7 +68,7 @@ def build_config(arguments: argparse.Namespace) -> CfgNode:
     """
     register_datasets(arguments)
     cfg = load_config(arguments.config_file, arguments.opts)
-    own = tuple(name for name, _, _ in arguments.register)
+    own = tuple(name for name, *_ in arguments.register)
     cfg.DATASETS.TRAIN = (arguments.dataset,) if arguments.dataset else own or cfg.DATASETS.TRAIN
     if not cfg.DATASETS.TRAIN:
         raise ValueError("nothing to draw: give --dataset, --register, or a config with data")

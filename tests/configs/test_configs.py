@@ -252,6 +252,7 @@ def test_small_configs_take_a_training_step(name: str, proposal_file: str) -> No
     if not cfg.DATASETS.TRAIN[0].startswith("generated_"):
         cfg.DATASETS.TRAIN = ("generated_24_train",)
         set_num_classes(cfg, 24)
+        cfg.MODEL.CQ_DINO.SELECTION.NUM_SELECTED = 12
     cfg.DATASETS.PROPOSAL_FILES_TRAIN = (proposal_file,)
     cfg.MODEL.CQ_DINO.CATEGORY.EMBEDDINGS = "random"  # or those that a command has to compute
     cfg.DATALOADER.NUM_WORKERS = 0

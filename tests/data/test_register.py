@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import BoxMode
 
-from vastdet.data import category_space, register_coco
+from vastdet.data import category_space, register_coco, register_v3det
 from vastdet.data.coco_records import load_coco_table
 from vastdet.vocabulary import CategorySpace
 
@@ -110,6 +110,33 @@ def test_registering_again(tmp_path: Path) -> None:
     DatasetCatalog.register("bare", list)
     with pytest.raises(ValueError, match="'bare' is taken"):
         register_coco("bare", "b.json", "images")
+
+
+def test_v3dets_format_has_a_tree(tmp_path: Path, document: Document) -> None:
+    tree = tmp_path / "tree.json"
+    arguments = (write(tmp_path, document), tmp_path / "images")
+    register_v3det("mine", *arguments, tree)
+    register_v3det("mine", *arguments, tree)
+    with pytest.raises(ValueError, match="'mine' is taken"):
+        register_v3det("mine", *arguments, "another.json")
+    with pytest.raises(ValueError, match="'mine' is taken"):
+        register_coco("mine", *arguments)
+    with pytest.raises(FileNotFoundError, match=r"'mine' needs .*tree\.json"):
+        category_space("mine")
+    tree.write_text(
+        json.dumps(
+            {
+                "categoryid2treeid": {"70": "n1", "5": "n2"},
+                "father2child": {"n1": ["n2"]},
+                "child2father": {"n2": ["n1"]},
+            }
+        )
+    )
+    hierarchy = category_space("mine").hierarchy
+    assert hierarchy is not None
+    assert hierarchy.edges.tolist() == [[hierarchy.category_nodes[1], hierarchy.category_nodes[0]]]
+    assert len(DatasetCatalog.get("mine")) == 2
+    assert MetadataCatalog.get("mine").evaluator_type == "v3det"
 
 
 def test_a_missing_image_folder_is_an_error(tmp_path: Path, document: Document) -> None:

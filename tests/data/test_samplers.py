@@ -18,8 +18,8 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler
 from tests.data.test_record_table import make_document, make_table
 
 from vastdet.data import build_train_loader, register_coco
-from vastdet.data.loader import load_training_records
 from vastdet.data.record_table import RecordTable
+from vastdet.data.records import load_training_records
 from vastdet.data.samplers import (
     SAMPLERS,
     BatchSchedule,
@@ -82,11 +82,12 @@ def test_arrays_and_dicts_are_filtered_alike(both: CfgNode, filter_empty: bool) 
     assert (len(found[DICTS]) == 24) is (not filter_empty)
 
 
+@pytest.mark.parametrize("dataset", [ARRAYS, DICTS])
 def test_training_says_how_many_boxes_there_are(
-    both: CfgNode, caplog: pytest.LogCaptureFixture
+    dataset: str, both: CfgNode, caplog: pytest.LogCaptureFixture
 ) -> None:
-    both.DATASETS.TRAIN = (ARRAYS,)
-    with caplog.at_level("INFO", logger="vastdet.data.loader"):
+    both.DATASETS.TRAIN = (dataset,)
+    with caplog.at_level("INFO", logger="vastdet.data.records"):
         table = load_training_records(both)
     boxes = [a for record in table for a in record["annotations"] if not a["iscrowd"]]
     (name, count), *_ = Counter(str(a["category_id"]) for a in boxes).most_common()

@@ -127,3 +127,36 @@ def test_categories_of_another_vocabulary(
         with pytest.raises(SystemExit):
             load(repository, "recategorized")(options)
         assert message in capsys.readouterr().err
+
+
+def test_categories_of_another_release_are_found_by_a_field(
+    tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture
+) -> None:
+    old = [{"id": 7, "name": "a", "synset": "a.n.01"}, {"id": 8, "name": "b", "synset": "b.n.01"}]
+    boxes = [{"id": k, "image_id": 1, "category_id": k, "bbox": [0, 0, 5, 5]} for k in (7, 8)]
+    document = {"images": IMAGES, "annotations": boxes, "categories": old}
+    source = write(tmp_path / "in.json", document)
+    others = write(tmp_path / "others.json", [{"id": 30, "name": "x"}, {"id": 31, "name": "y"}])
+    # Its ids say the opposite.
+    entries = {"8": {"synset": "a.n.01", "new": 31}, "7": {"synset": "c.n.01", "new": 30}}
+    mapping, output = write(tmp_path / "map.json", entries), tmp_path / "out.json"
+    options = ["--input", source, "--mapping", mapping, "--categories", others, "--output", output]
+    options = [*map(str, options), "--key", "new", "--by", "synset"]
+    load(repository, "recategorized")(options)
+    result = json.loads(output.read_text())
+    assert [a["category_id"] for a in result["annotations"]] == [31]
+    assert "without a new category: b" in capsys.readouterr().out
+    for wrong, message in (
+        ({"1": 30}, "the mapping has the entry 30 without it"),
+        ({"1": {"new": 30}}, "the mapping has the entry {'new': 30} without it"),
+        ({**entries, "9": {"synset": "a.n.01", "new": 30}}, "'a.n.01' is mapped to 31 and to 30"),
+    ):
+        write(mapping, wrong)
+        with pytest.raises(SystemExit):
+            load(repository, "recategorized")(options)
+        assert message in capsys.readouterr().err
+    write(mapping, entries)
+    write(source, {**document, "categories": [{"id": 7, "name": "a"}, old[1]]})
+    with pytest.raises(SystemExit):
+        load(repository, "recategorized")(options)
+    assert "category 'a' of the input has no such field" in capsys.readouterr().err

@@ -56,6 +56,24 @@ def test_register_repeats_and_refuses_another_set_of_the_same_name() -> None:
         MetadataCatalog.remove("tools_a")
 
 
+def test_both_kinds_of_datasets_are_registered_in_order() -> None:
+    parser = argparse.ArgumentParser()
+    add_register_argument(parser)
+    argv = ["--register-v3det", "tools_a", "a.json", "images", "tree.json"]
+    arguments = parser.parse_args([*argv, "--register", "tools_b", "b.json", "images"])
+    try:
+        register_datasets(arguments)
+        assert MetadataCatalog.get("tools_a").evaluator_type == "v3det"
+        assert MetadataCatalog.get("tools_a").category_tree == "tree.json"
+        assert MetadataCatalog.get("tools_b").evaluator_type == "coco"
+        assert [name for name, *_ in arguments.register] == ["tools_a", "tools_b"]
+        assert parser.parse_args([]).register == []
+    finally:
+        for name in ("tools_a", "tools_b"):
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+
+
 @pytest.mark.parametrize(("rank", "name"), [(0, "log.txt"), (1, "log.txt.rank1")])
 def test_a_folder_that_is_used_again_gets_a_new_log(tmp_path: Path, rank: int, name: str) -> None:
     folder, streams = tmp_path / "run", []

@@ -7,7 +7,7 @@ from vastdet.data.image_io import read_image
 from vastdet.data.loader import build_test_loader, build_train_loader
 from vastdet.data.mapper import DetectionMapper
 from vastdet.data.proposals import load_proposals, read_proposals, save_proposals
-from vastdet.data.register import category_space, register_coco
+from vastdet.data.register import category_space, register_coco, register_v3det
 
 __all__ = [
     "BrokenRecordError",
@@ -19,5 +19,6 @@ __all__ = [
     "read_image",
     "read_proposals",
     "register_coco",
+    "register_v3det",
     "save_proposals",
 ]

@@ -11,25 +11,18 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import (
-    DatasetFromList,
-    build_detection_test_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import DatasetFromList, build_detection_test_loader
 from detectron2.data.build import trivial_batch_collator
-from detectron2.data.detection_utils import check_metadata_consistency
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from vastdet.data.errors import BrokenRecordError
 from vastdet.data.mapper import DetectionMapper
-from vastdet.data.proposals import records_with_proposals
 from vastdet.data.random_state import preserved_random_state, seed_generators
 from vastdet.data.record_table import Record, RecordTable
-from vastdet.data.register import category_space, load_tables
+from vastdet.data.records import load_test_records, load_training_records
 from vastdet.data.samplers import BatchSchedule, Draw, aspect_ratio_groups, build_index_stream
 
 Mapper = Callable[[Record], Record | None]
@@ -37,7 +30,6 @@ BrokenRecord = tuple[str, str]
 
 # A handful of unlucky draws is normal with a few broken files; this many in a row is a wrong path.
 MAX_DRAWS_FOR_ONE_SAMPLE = 16
-NUM_NAMED_CATEGORIES = 5
 
 logger = logging.getLogger(__name__)
 
@@ -155,76 +147,6 @@ class TrainLoader:
         return "\n".join(lines)
 
 
-def load_training_records(cfg: CfgNode) -> Sequence[Record]:
-    """The records of `cfg.DATASETS.TRAIN`, filtered as Detectron2's training loader does.
-
-    Annotation files of our own reader give a `RecordTable`, other datasets a list. Raises
-    ValueError when no usable record is left.
-    """
-    names = cfg.DATASETS.TRAIN
-    if not names:
-        raise ValueError("DATASETS.TRAIN is empty; give the name of a registered dataset.")
-    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
-    filters = {
-        "filter_empty": cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-        "min_keypoints": keypoints,
-    }
-    try:
-        if cfg.MODEL.LOAD_PROPOSALS:
-            return records_with_proposals(names, cfg.DATASETS.PROPOSAL_FILES_TRAIN, **filters)
-        tables = None if keypoints else load_tables(names)
-        if tables is None:
-            return get_detection_dataset_dicts(names, **filters)
-    except AssertionError as error:
-        # Detectron2 reports an empty dataset by assertion.
-        raise ValueError(
-            f"DATASETS.TRAIN {tuple(names)} holds no usable record: {error}"
-        ) from error
-    check_metadata_consistency("thing_classes", names)
-    return filtered(RecordTable.concatenate(tables), names, filters["filter_empty"])
-
-
-def filtered(table: RecordTable, names: Sequence[str], filter_empty: bool) -> RecordTable:
-    """The records of the datasets `names`, where asked for only those with a box to learn.
-
-    Raises ValueError when none is left.
-    """
-    num_before = len(table)
-    if filter_empty:
-        table = table.without_empty()
-        logger.info(
-            "%d of %d images have no box, or crowds only, and are left out",
-            num_before - len(table),
-            num_before,
-        )
-    if not len(table):
-        raise ValueError(
-            f"DATASETS.TRAIN {tuple(names)} holds no usable record: none of {num_before} images "
-            "has a box that is no crowd; DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps them"
-        )
-    log_category_counts(table, category_space(names[0]).names)
-    return table
-
-
-def log_category_counts(table: RecordTable, category_names: Sequence[str]) -> None:
-    """Log how many boxes the categories have: the extremes, and how many have none."""
-    counts = np.bincount(table.categories[~table.is_crowd], minlength=len(category_names))
-    order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
-
-    def listed(chosen: np.ndarray) -> str:
-        return ", ".join(f"{category_names[k]} ({counts[k]})" for k in chosen)
-
-    logger.info(
-        "%d images, %d boxes; %d of %d categories have boxes. Most: %s. Fewest: %s",
-        len(table),
-        counts.sum(),
-        len(order),
-        len(counts),
-        listed(order[:NUM_NAMED_CATEGORIES]),
-        listed(order[: -NUM_NAMED_CATEGORIES - 1 : -1]),
-    )
-
-
 def build_train_loader(
     cfg: CfgNode, *, seed: int, start_batch: int = 0, mapper: Mapper | None = None
 ) -> TrainLoader:
@@ -250,9 +172,7 @@ def build_train_loader(
         groups=aspect_ratio_groups(records) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None,
     )
     dataset = SampleDataset(
-        records.shared()
-        if isinstance(records, RecordTable)
-        else DatasetFromList(records, copy=False),
+        shared(records),
         mapper or DetectionMapper(cfg, True),
         seed=seed,
         raise_broken=cfg.DATALOADER.BROKEN_RECORDS == "raise",
@@ -271,12 +191,16 @@ def build_test_loader(
     cfg: CfgNode, dataset_name: str, *, mapper: Mapper | None = None
 ) -> DataLoader:
     """Build Detectron2's test loader of one dataset: each record once, one image a batch."""
-    mapper = mapper or DetectionMapper(cfg, False)
-    if not cfg.MODEL.LOAD_PROPOSALS:
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
-    names, files = cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST
-    matching = [f for name, f in zip(names, files, strict=False) if name == dataset_name]
-    records = records_with_proposals([dataset_name], matching, filter_empty=False)
+    records = load_test_records(cfg, dataset_name)
     return build_detection_test_loader(
-        records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+        shared(records),
+        mapper=mapper or DetectionMapper(cfg, False),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
+
+
+def shared(records: Sequence[Record]) -> Sequence[Record] | Dataset:
+    """The same records, kept so that worker processes share their memory."""
+    if isinstance(records, RecordTable):
+        return records.shared()
+    return DatasetFromList(records, copy=False) if isinstance(records, list) else records

@@ -151,7 +151,9 @@ def records_with_proposals(
     return [
         record
         for name, file in zip(names, files, strict=True)
-        for record in load_proposals(get_detection_dataset_dicts(name, **filters), file)
+        for record in load_proposals(
+            get_detection_dataset_dicts(name, check_consistency=False, **filters), file
+        )
     ]
 
 

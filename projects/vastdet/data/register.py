@@ -3,7 +3,7 @@
 
 import difflib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -111,19 +111,33 @@ def register_coco(name: str, json_file: str | Path, image_root: str | Path) -> N
             `load_coco_table` and `CategorySpace.from_coco` raise.
     """
     new = {"json_file": str(json_file), "image_root": str(image_root), "evaluator_type": "coco"}
-    metadata = MetadataCatalog.get(name)
-    old = {key: metadata.get(key) for key in new}
-    if name in DatasetCatalog and old == new:
-        return
-    if name in DatasetCatalog or old not in (new, dict.fromkeys(new)):
-        raise ValueError(
-            f"dataset name '{name}' is taken (annotations {old['json_file']}, images "
-            f"{old['image_root']}); give {json_file} with {image_root} another name, and that "
-            "name to DATASETS.TRAIN or DATASETS.TEST"
-        )
-    register_annotation_file(
-        name, json_file=str(json_file), image_root=str(image_root), evaluator_type="coco"
-    )
+    _register_own(name, new)
+
+
+def register_v3det(
+    name: str, json_file: str | Path, image_root: str | Path, category_tree: str | Path
+) -> None:
+    """Register a dataset in V3Det's format with its category tree, as `register_coco`.
+
+    Its categories have parents and children, and it is scored by V3Det's rules.
+
+    Args:
+        name: the dataset's name.
+        json_file: annotation file with the lists images, annotations and categories.
+        image_root: the folder that the file names in it start from.
+        category_tree: the tree file; `vastdet.vocabulary.tree_file` lists the keys.
+
+    Raises:
+        ValueError: the name is taken by another dataset. Loading raises what
+            `load_coco_table` and `CategorySpace.from_v3det` raise.
+    """
+    new = {
+        "json_file": str(json_file),
+        "image_root": str(image_root),
+        "category_tree": str(category_tree),
+        "evaluator_type": "v3det",
+    }
+    _register_own(name, new, partial(_space_of_v3det, name, new["json_file"], new["category_tree"]))
 
 
 def register_annotation_file(
@@ -220,8 +234,42 @@ def category_space(dataset_name: str) -> CategorySpace:
     return space
 
 
+def _register_own(
+    name: str, new: Mapping[str, str], read_space: Callable[[], CategorySpace] | None = None
+) -> None:
+    """Register a user's dataset by its metadata, if it is not yet.
+
+    Raises:
+        ValueError: the name is taken by another dataset.
+    """
+    metadata = MetadataCatalog.get(name)
+    old = {key: metadata.get(key) for key in new}
+    if name in DatasetCatalog and old == new:
+        return
+    if name in DatasetCatalog or old not in (new, dict.fromkeys(new)):
+        raise ValueError(
+            f"dataset name '{name}' is taken (annotations {metadata.get('json_file')}, images "
+            f"{metadata.get('image_root')}); give {new['json_file']} with {new['image_root']} "
+            "another name, and that name to DATASETS.TRAIN or DATASETS.TEST"
+        )
+    register_annotation_file(
+        name,
+        json_file=new["json_file"],
+        image_root=new["image_root"],
+        evaluator_type=new["evaluator_type"],
+        read_space=read_space,
+    )
+    MetadataCatalog.get(name).set(**new)
+
+
 def _space_of_file(dataset_name: str, json_file: str) -> CategorySpace:
     return CategorySpace.from_coco(require_dataset_path(json_file, dataset_name))
+
+
+def _space_of_v3det(dataset_name: str, json_file: str, category_tree: str) -> CategorySpace:
+    for path in (json_file, category_tree):
+        require_dataset_path(path, dataset_name)
+    return CategorySpace.from_v3det(json_file, category_tree=category_tree)
 
 
 def _space_of_foreign(metadata: Metadata, dataset_name: str) -> CategorySpace:

@@ -10,7 +10,7 @@ from typing import IO
 
 from detectron2.utils.logger import _cached_log_stream, setup_logger
 
-from vastdet.data import register_coco
+from vastdet.data import register_coco, register_v3det
 from vastdet.evaluation.ground_truth import GroundTruth, from_json, ground_truth_of_dataset
 
 # Detectron2's, in the folder of a run.
@@ -21,7 +21,10 @@ def add_register_argument(
     parser: argparse._ActionsContainer,
     help: str = "register a dataset in COCO format; may be given several times",
 ) -> None:
-    """Add --register to a parser or a group; `register_datasets` acts on it."""
+    """Add --register and --register-v3det to a parser or a group; `register_datasets` acts on them.
+
+    Both are collected in `register`, as lists of the name and two or three paths.
+    """
     parser.add_argument(
         "--register",
         nargs=3,
@@ -30,12 +33,20 @@ def add_register_argument(
         metavar=("NAME", "JSON", "IMAGES"),
         help=help,
     )
+    parser.add_argument(
+        "--register-v3det",
+        dest="register",
+        nargs=4,
+        action="append",
+        metavar=("NAME", "JSON", "IMAGES", "TREE"),
+        help="the same in V3Det's format, with its category tree and by its rules of evaluation",
+    )
 
 
 def register_datasets(arguments: argparse.Namespace) -> None:
-    """Register the datasets of --register; spawned processes need it again."""
-    for name, json_file, image_root in arguments.register:
-        register_coco(name, json_file, image_root)
+    """Register the datasets of both options; spawned processes need it again."""
+    for name, *paths in arguments.register:
+        (register_v3det if len(paths) > 2 else register_coco)(name, *paths)
 
 
 def add_results_arguments(parser: argparse.ArgumentParser) -> None:
