@@ -176,6 +176,27 @@ def test_recipes_of_vast_data(name: str) -> None:
         assert evaluator == kind
 
 
+@pytest.mark.parametrize("name", [n for n in MODELS if n.startswith("CQDINO/")])
+def test_only_second_stages_hardly_move_backbone_and_categories(name: str) -> None:
+    cfg = get_config(name)
+    warmup = cfg.MODEL.CQ_DINO.SELECTION.WARMUP_ITERS
+    is_second = cfg.MODEL.META_ARCHITECTURE == "CQDINO" and warmup == 0
+    assert (0.01 if is_second else 0.1) == cfg.SOLVER.BACKBONE_MULTIPLIER
+    assert bool(cfg.SOLVER.LR_MULTIPLIERS) is is_second
+    assert cfg.MODEL.ACTIVATION_CHECKPOINTING is ("_swin_L_" in name)
+    if is_second and "_official" not in name:
+        # The command of its first stage names a config of the same backbone and vocabulary.
+        (command,) = re.findall(
+            r"configs/(CQDINO/\w+stage1\w*)\.yaml", Path(get_config_file(name)).read_text()
+        )
+        first = get_config(command)
+        assert first.MODEL.META_ARCHITECTURE == "CQDINOSelector"
+        assert first.MODEL.SWIN.SIZE == cfg.MODEL.SWIN.SIZE
+        assert first.MODEL.CQ_DINO.CATEGORY == cfg.MODEL.CQ_DINO.CATEGORY
+        assert first.MODEL.CQ_DINO.SELECTION == cfg.MODEL.CQ_DINO.SELECTION
+        assert first.DATASETS == cfg.DATASETS
+
+
 @pytest.mark.parametrize("name", [n for n in MODELS if "_24ep_v3det" in n])
 def test_baselines_of_v3det(name: str) -> None:
     cfg = get_config(name)

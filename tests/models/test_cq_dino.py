@@ -15,7 +15,13 @@ from torch import Tensor
 
 from vastdet.engine.checkpoint import VastdetCheckpointer
 from vastdet.engine.config_files import class_count_key
-from vastdet.models.cq_dino import CQDINO, CQDINOSelector, SelectedCategories
+from vastdet.models.cq_dino import (
+    CQDINO,
+    AsymmetricLoss,
+    CQDINOSelector,
+    SelectedCategories,
+    preset,
+)
 from vastdet.models.cq_dino.category_queries import (
     CategorySelfAttention,
     ReleasedSelfAttention,
@@ -46,8 +52,29 @@ def test_recall_counts_categories_not_boxes() -> None:
     best = logits.topk(2)
     selected = SelectedCategories(best.indices, torch.zeros(2, 2, 1), best.values, logits)
     present = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 1]]).bool()
-    assert category_recall(selected, present) == pytest.approx(2 / 3)
+    # Half of the first image's two, all of the second's one.
+    assert category_recall(selected, present) == pytest.approx(3 / 4)
+    present[0] = False
+    assert category_recall(selected, present) == 1
     assert category_recall(selected, torch.zeros_like(present)) is None
+
+
+@pytest.mark.parametrize("num_images", [1, 2, 3])
+def test_the_authors_add_up_what_the_paper_averages(num_images: int) -> None:
+    torch.manual_seed(0)
+    logits, present = torch.randn(num_images, 6), torch.rand(num_images, 6) < 0.4
+    selected = SelectedCategories(
+        torch.zeros(num_images, 1, dtype=torch.int64),
+        torch.zeros(num_images, 1, 1),
+        logits[:, :1],
+        logits,
+    )
+    total = float(AsymmetricLoss()(logits, present))
+    for name, expected in (("paper", 0.6 * total / num_images), ("official", 0.3 * total)):
+        parts = preset(name)
+        criterion = parts.selection_criterion(parts.loss(), mask=None, weight=0.6)
+        found = criterion(selected, present)["loss_selection"]
+        assert float(found) == pytest.approx(expected, rel=1e-6)
 
 
 def test_classes_are_categories_and_the_selected_ones_are_told(cfg: CfgNode) -> None:

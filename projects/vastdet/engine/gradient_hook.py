@@ -92,9 +92,9 @@ class GradientRatioHook(HookBase):
         if step.is_empty:
             raise NotObservedError(
                 f"{self.history.subject.architecture} has no class loss with sigmoids to analyse "
-                "(a softmax has another gradient, and two-stage heads have softmaxes); train a "
-                "member of the DETR family with focal loss, FCOS or RetinaNet, or set "
-                "ANALYSIS.GRADIENTS.ENABLED to False"
+                "(a softmax has another gradient; two-stage heads have softmaxes unless "
+                "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE is True); train a detector with sigmoids, or "
+                "set ANALYSIS.GRADIENTS.ENABLED to False"
             )
         parts, categories, num_positives = step.reduced()
         if not parts.isfinite().all():

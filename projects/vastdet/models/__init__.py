@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from detectron2.config import CfgNode
 
+from vastdet.models import faster_rcnn  # noqa: F401  (registers how its heads are observed)
 from vastdet.models.atss import add_atss_config
 from vastdet.models.box_classifier import add_box_classifier_config
 from vastdet.models.centernet2 import add_centernet2_config

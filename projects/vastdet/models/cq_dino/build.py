@@ -152,10 +152,10 @@ def require_hierarchy(space: CategorySpace) -> CategoryHierarchy:
 
 def build_selection_criterion(node: CfgNode, space: CategorySpace) -> SelectionCriterion:
     """The loss of the selection; ancestors of labels are left out where there is a tree."""
-    selection = node.SELECTION
+    selection, parts = node.SELECTION, preset(node.PRESET)
     has_tree = node.CATEGORY.CORRELATION == "tree"
-    return SelectionCriterion(
-        preset(node.PRESET).loss(
+    return parts.selection_criterion(
+        parts.loss(
             gamma_negative=selection.GAMMA_NEGATIVE,
             gamma_positive=selection.GAMMA_POSITIVE,
             clip=selection.CLIP,

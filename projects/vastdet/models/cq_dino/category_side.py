@@ -96,20 +96,38 @@ class SelectionCriterion(nn.Module):
         excluded = None if self.mask is None else self.mask(present)
         assert selected.all_logits is not None
         total = self.loss(selected.all_logits, present, excluded)
-        return {"loss_selection": self.weight * total / max(1, len(present)), **selected.losses}
+        weight = self.weight_of_sum(len(present))
+        return {"loss_selection": weight * total, **selected.losses}
+
+    def weight_of_sum(self, num_images: int) -> float:
+        """What the sum over images and categories is multiplied by."""
+        return self.weight / max(1, num_images)
+
+
+class ReleasedSelectionCriterion(SelectionCriterion):
+    """The authors' code adds up the losses of a process's images, however many there are.
+
+    The weight is the same as in `SelectionCriterion` for the 2 images of their runs.
+    """
+
+    def weight_of_sum(self, num_images: int) -> float:
+        """See `SelectionCriterion.weight_of_sum`."""
+        return super().weight_of_sum(2)
 
 
 def category_recall(selected: SelectedCategories, present: Tensor) -> float | None:
-    """The share of the images' categories that are among the K highest scores: AR^C_K of a batch.
+    """The share of an image's categories that are among its K highest scores: AR^C_K of a batch.
 
-    `present` is (B, C) bool; None where no image shows any category.
+    As in evaluation, the mean over the images that show a category; `present` is (B, C) bool. None
+    where no image shows any.
     """
-    num_present = present.sum()
-    if not num_present:
+    num_present = present.sum(dim=1)
+    if not num_present.any():
         return None
     assert selected.all_logits is not None
     best = selected.all_logits.topk(selected.indices.shape[1], dim=1).indices
-    return float(present.gather(1, best).sum() / num_present)
+    shares = present.gather(1, best).sum(dim=1) / num_present
+    return float(shares[num_present > 0].mean())
 
 
 def ranks_of(labels: Tensor, indices: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import nn
 from vastdet.detr.denoising import Denoising
 from vastdet.detr.prompt_denoising import PositionDenoising, PromptDenoising
 from vastdet.models.cq_dino.category_queries import CategorySelfAttention, ReleasedSelfAttention
+from vastdet.models.cq_dino.category_side import ReleasedSelectionCriterion, SelectionCriterion
 from vastdet.models.cq_dino.image_labels import AsymmetricLoss, ReleasedAsymmetricLoss
 from vastdet.models.cq_dino.selection import MeanAndCells, UnmaskedMeanAndCells
 from vastdet.models.cq_dino.tree import (
@@ -30,6 +31,7 @@ class Preset:
         self_attention: relates the categories of a flat vocabulary, from their number of channels.
         image_tokens: makes the tokens of an image, from the channels of the map and of a token.
         loss: makes the loss of the selection.
+        selection_criterion: makes what adds it up over images, from the loss, mask and weight.
         denoising: makes the denoising queries, from the channels of a query, those of a category
             and the amounts of noise.
         prediction_eps: bounds the logits of the boxes that a layer's predictions start from.
@@ -39,6 +41,7 @@ class Preset:
     self_attention: Callable[[int], nn.Module]
     image_tokens: Callable[[int, int], MeanAndCells]
     loss: Callable[..., AsymmetricLoss]
+    selection_criterion: Callable[..., SelectionCriterion]
     denoising: Callable[..., Denoising]
     prediction_eps: float
 
@@ -67,6 +70,7 @@ PRESETS = {
         self_attention=CategorySelfAttention,
         image_tokens=MeanAndCells,
         loss=AsymmetricLoss,
+        selection_criterion=SelectionCriterion,
         denoising=PromptDenoising,
         prediction_eps=1e-3,
     ),
@@ -75,6 +79,7 @@ PRESETS = {
         self_attention=ReleasedSelfAttention,
         image_tokens=UnmaskedMeanAndCells,
         loss=ReleasedAsymmetricLoss,
+        selection_criterion=ReleasedSelectionCriterion,
         denoising=released_denoising,
         prediction_eps=1e-5,
     ),
