@@ -230,3 +230,29 @@ def test_a_square_whatever_the_shape(cfg: CfgNode) -> None:
 def test_a_square_needs_sides(sizes: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"the sides of INPUT\.SQUARE are .*positive numbers"):
         ResizeToSquare(sizes)
+
+
+@pytest.mark.parametrize(
+    ("size", "nearest", "down"),
+    [
+        # int(640 * 800 / 480) = 1066; a long side of 1333 decides for the third.
+        ((480, 640), (800, 1067), (800, 1066)),
+        ((640, 426), (1202, 800), (1201, 800)),
+        ((640, 360), (1333, 750), (1333, 749)),
+        ((500, 500), (800, 800), (800, 800)),
+    ],
+)
+def test_sides_are_rounded_as_asked_for(
+    cfg: CfgNode, size: tuple[int, int], nearest: tuple[int, int], down: tuple[int, int]
+) -> None:
+    image = np.zeros((*size, 3), np.uint8)
+    for rounding, expected in (("nearest", nearest), ("down", down)):
+        cfg.INPUT.ROUNDING_TEST = rounding
+        (resize,) = build_augmentations(cfg, False)
+        assert resize.get_transform(image).apply_image(image).shape[:2] == expected
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.ROUNDING_TEST = 0, "down"
+    (resize,) = build_augmentations(cfg, False)
+    assert resize.get_transform(image).apply_image(image).shape[:2] == size
+    cfg.INPUT.ROUNDING_TEST = "up"
+    with pytest.raises(ValueError, match=r"INPUT\.ROUNDING_TEST is 'up'; expected 'nearest' or"):
+        build_augmentations(cfg, False)

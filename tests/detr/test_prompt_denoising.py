@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Denoising queries made from features of labels, or from positions of labels in their image."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -127,8 +129,22 @@ def test_positions_follow_the_order_of_appearance() -> None:
         assert row == expected + [0] * (40 - len(labels))
 
 
+def test_categories_are_numbered_at_random() -> None:
+    images = [[4, 9, 4, 2, 9], [7], []]
+    denoising, seen = PositionDenoising(WIDTH), set()
+    torch.manual_seed(0)
+    for _ in range(100):
+        first, second, empty = denoising.draw_positions(targets(*images)).tolist()
+        assert first[0] == first[2]
+        assert first[1] == first[4]
+        assert second == empty == [0] * 5
+        seen.add((first[0], first[1], first[3]))
+    assert seen == set(itertools.permutations(range(3)))
+
+
 def test_a_content_is_the_row_of_the_position() -> None:
     denoising = PositionDenoising(WIDTH, num_queries=10, label_noise=0.0)
+    denoising.draw_positions = positions_of_labels  # type: ignore[method-assign]
     assert denoising.label_embedding.weight.shape == (256, WIDTH)
     made = contents(denoising(targets(*LABELS), 4))
     rows = denoising.label_embedding.weight

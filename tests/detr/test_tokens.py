@@ -72,6 +72,17 @@ def test_valid_ratios_of_a_padded_image() -> None:
     torch.testing.assert_close(tokens.valid_ratios[1], expected)
 
 
+def test_centers_are_divided_by_whole_numbers_of_cells() -> None:
+    # 50 valid columns of 97: 0.5 / 50 lies on the bound of valid proposals, 0.01.
+    for width in range(50, 400):
+        masks = [torch.ones(1, 1, width, dtype=torch.bool)]
+        masks[0][..., :50] = False
+        maps = [torch.zeros(1, 1, 1, width)]
+        (centers,) = flatten_maps(maps, masks, [torch.zeros(1, 1, width, 1)]).cell_centers()
+        expected = (torch.arange(width) + 0.5) / torch.tensor(50.0)
+        assert torch.equal(centers[0, :, 0], expected)
+
+
 def test_cell_centers_and_references_equal_loops() -> None:
     tokens, _ = tokens_of(padded())
     centers, references = torch.cat(tokens.cell_centers(), dim=1), tokens.cell_references()

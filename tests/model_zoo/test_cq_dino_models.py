@@ -100,7 +100,10 @@ def test_configs_have_what_the_authors_have(name: str) -> None:
     assert (30 if is_coco else 100) == node.SELECTION.NUM_SELECTED
     assert node.SELECTION.DROPOUT == node.FUSION.DROPOUT == 0.1
     assert node.DROPOUT == 0.0
-    assert cfg.TEST.DETECTIONS_PER_IMAGE == 300
+    assert cfg.TEST.DETECTIONS_PER_IMAGE == max(cfg.TEST.MAX_DETS) == 300
+    sizes = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.ROUNDING_TEST)
+    assert sizes == (800, 1333, "down")
+    assert tuple(range(480, 801, 32)) == cfg.INPUT.MIN_SIZE_TRAIN
     loss = node.SELECTION
     # Theirs are sums over 2 images, ours means over them.
     expected = (0.2, 0.0, 0.0, 0.0) if is_coco else (2.0, 7.0, 0.0, 0.05)

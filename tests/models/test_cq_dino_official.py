@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vastdet.backbones.swin import SIZES, SwinSize
 from vastdet.detr.denoising import Noise
+from vastdet.detr.prompt_denoising import positions_of_labels
 from vastdet.layers.boxes import generalized_iou
 from vastdet.model_zoo.cq_dino_models import category_pairs, transformer_pairs
 from vastdet.model_zoo.key_map import Converter
@@ -72,14 +73,20 @@ def vocabulary() -> str:
 
 
 def small_model(cfg: CfgNode, *, has_tree: bool) -> CQDINO:
-    """Two layers of everything, the authors' losses, no dropout."""
+    """Two layers of everything, the authors' losses, no dropout.
+
+    With a tree three maps and four levels, as their Swin-B on V3Det; else one more, as their
+    Swin-L on COCO.
+    """
     cfg.MODEL.META_ARCHITECTURE = "CQDINO"
     cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.FREEZE_AT = "build_swin_backbone", 0
     cfg.MODEL.SWIN.SIZE, cfg.MODEL.SWIN.WINDOW_SIZE = "tiny", WINDOW
     cfg.MODEL.SWIN.DROP_PATH_RATE = 0.0
     cfg.TEST.DETECTIONS_PER_IMAGE = 300
-    cfg.MODEL.SWIN.OUT_FEATURES = ["res3", "res4", "res5"]
+    maps = ["res3", "res4", "res5"] if has_tree else ["res2", "res3", "res4", "res5"]
     node = cfg.MODEL.CQ_DINO
+    cfg.MODEL.SWIN.OUT_FEATURES = node.IN_FEATURES = maps
+    node.NUM_LEVELS = len(maps) + 1
     node.PRESET, node.VOCABULARY, node.NUM_CLASSES = "official", vocabulary(), NUM_CLASSES
     node.EMBED_DIM, node.FEEDFORWARD_DIM, node.NUM_QUERIES = WIDTH, 48, 25
     node.NUM_ENCODER_LAYERS = node.NUM_DECODER_LAYERS = NUM_LAYERS
@@ -98,12 +105,13 @@ def small_model(cfg: CfgNode, *, has_tree: bool) -> CQDINO:
 
 def small_converter(*, has_tree: bool) -> Converter:
     """The names of the small model."""
+    norms = (1, 2, 3) if has_tree else (0, 1, 2, 3)
     return Converter(
         name="small CQ-DINO",
         config="",
         pairs=(
-            *swin_pairs(MMDET, SIZE.depths, "backbone.", "backbone.", output_norms=(1, 2, 3)),
-            *transformer_pairs(NUM_LAYERS, NUM_LAYERS, num_maps=3),
+            *swin_pairs(MMDET, SIZE.depths, "backbone.", "backbone.", output_norms=norms),
+            *transformer_pairs(NUM_LAYERS, NUM_LAYERS, num_maps=len(norms)),
             *category_pairs(self_attention=not has_tree),
         ),
         ignored=BUFFERS,
@@ -224,6 +232,7 @@ def test_inference_equals_the_authors(both: Comparison) -> None:
 def test_training_equals_the_authors(both: Comparison) -> None:
     model, noise = both.model.train(), both.noise()
     model.transformer.denoising.draw_noise = lambda *_: noise  # type: ignore[method-assign]
+    model.transformer.denoising.draw_positions = positions_of_labels  # type: ignore[method-assign]
     images = [model.normalize(x["image"]) for x in both.batch]
     targets = model.targets(both.batch)
     made = model.predict_padded(images, targets)

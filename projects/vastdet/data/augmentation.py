@@ -158,20 +158,49 @@ class RandomZoomOut(T.Augmentation):
         )
 
 
+class ResizeShortestEdgeDown(T.Augmentation):
+    """As Detectron2's `ResizeShortestEdge`, with both sides rounded down.
+
+    So MMDetection resizes at test time for its Grounding DINO and what is built on it
+    (`FixScaleResize`): 480 x 640 becomes 800 x 1066, Detectron2's 800 x 1067.
+    """
+
+    def __init__(self, size: int, max_size: int) -> None:
+        """Take the short side, 0 for images as they are, and the most that the long side may be."""
+        super().__init__()
+        self.size, self.max_size = size, max_size
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """The resize of `image` (HxWxC)."""
+        if self.size == 0:
+            return T.NoOpTransform()
+        height, width = image.shape[:2]
+        short, long = sorted((height, width))
+        factor = min(self.max_size / long, self.size / short)
+        new_height, new_width = (max(1, int(side * factor)) for side in (height, width))
+        return T.ResizeTransform(height, width, new_height, new_width)
+
+
 def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     """The augmentations of a config in the order in which they are applied.
 
     In training: INPUT.ZOOM_IN, INPUT.RESIZE_CROP, Detectron2's INPUT.CROP and resize,
-    INPUT.COLOR_JITTER, INPUT.ZOOM_OUT, Detectron2's flip. In inference: Detectron2's resize. With
-    INPUT.SQUARE, a resize to a square takes the place of Detectron2's.
+    INPUT.COLOR_JITTER, INPUT.ZOOM_OUT, Detectron2's flip. In inference: Detectron2's resize, or one
+    by INPUT.ROUNDING_TEST. With INPUT.SQUARE, a resize to a square takes the place of both.
 
     Raises:
-        ValueError: a strength, probability or ratio is out of its range.
+        ValueError: a strength, probability or ratio is out of its range, or a way of rounding is
+            unknown.
     """
     resize, *flip = detection_utils.build_augmentation(cfg, is_train)
+    rounding = cfg.INPUT.ROUNDING_TEST
+    if rounding not in ("nearest", "down"):
+        raise ValueError(f"INPUT.ROUNDING_TEST is {rounding!r}; expected 'nearest' or 'down'")
     if cfg.INPUT.SQUARE:
         sizes = cfg.INPUT.MIN_SIZE_TRAIN if is_train else (cfg.INPUT.MIN_SIZE_TEST,)
         resize = ResizeToSquare(sizes)
+    elif not is_train and rounding == "down":
+        resize = ResizeShortestEdgeDown(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     if not is_train:
         return [resize]
     zoom_in, zoom_out = cfg.INPUT.ZOOM_IN, cfg.INPUT.ZOOM_OUT

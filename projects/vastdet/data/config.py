@@ -19,6 +19,10 @@ def add_data_config(cfg: CfgNode) -> None:
     # MIN_SIZE_TRAIN, or MIN_SIZE_TEST; the MAX_SIZEs do not matter.
     cfg.INPUT.SQUARE = False
 
+    # At inference, sides of the resized image come to the "nearest" pixel, as in Detectron2, or are
+    # rounded "down", as in MMDetection's Grounding DINO and in the authors' code of CQ-DINO.
+    cfg.INPUT.ROUNDING_TEST = "nearest"
+
     # Zoom out in training (SSD's expansion): the resized image shrinks and lands somewhere on a
     # grey canvas of its own size.
     cfg.INPUT.ZOOM_OUT = CfgNode()

@@ -68,9 +68,9 @@ class PositionContent(LabelEmbedding):
 class PositionDenoising(ContrastiveGroups):
     """As `ContrastiveDenoising`; a content says which category of its image a label is, by number.
 
-    The categories of an image are numbered in the order in which its boxes show them, as in the
-    authors' code of CQ-DINO, whose contents carry no identity of a category. Labels are replaced
-    by any number there is a row for.
+    The categories of an image are numbered at random, as in the authors' code of CQ-DINO, where
+    the number is the place in a shuffled prompt: contents carry no identity of a category. Labels
+    are replaced by any number there is a row for.
     """
 
     def __init__(self, embed_dim: int, num_positions: int = 256, **amounts: Any) -> None:
@@ -86,7 +86,7 @@ class PositionDenoising(ContrastiveGroups):
         Raises:
             ValueError: an image has more categories than there are positions.
         """
-        positions = positions_of_labels(targets)
+        positions = self.draw_positions(targets)
         # Asks the device only where there are boxes enough.
         if max(targets.num_boxes, default=0) > self.num_positions:
             highest = int(positions.max())
@@ -97,6 +97,17 @@ class PositionDenoising(ContrastiveGroups):
                     "raise num_positions"
                 )
         return super().forward(replace(targets, labels=positions), num_matching, label_features)
+
+    def draw_positions(self, targets: Targets) -> Tensor:
+        """(B, G) int64: the number of each label, below that of its image's categories."""
+        by_appearance = positions_of_labels(targets)
+        if not by_appearance.numel():
+            return by_appearance
+        # A random order of the numbers that an image uses; the others come after them.
+        keys = torch.rand(by_appearance.shape, device=by_appearance.device)
+        unused = torch.arange(keys.shape[1], device=keys.device) > by_appearance.amax(1)[:, None]
+        places = (keys + unused).argsort(dim=1).argsort(dim=1)
+        return torch.where(targets.filled, places.gather(1, by_appearance), 0)
 
 
 def positions_of_labels(targets: Targets) -> Tensor:

@@ -40,8 +40,10 @@ class Tokens:
 
     def cell_centers(self) -> list[Tensor]:
         """For each level (B, H * W, 2): x and y of the cells, as shares of the image."""
+        # Whole numbers of valid cells, as in the code of Deformable DETR's authors: a rounded one
+        # moves centres over the bounds of valid proposals.
         return [
-            grid / (ratio[:, None] * grid.new_tensor([width, height]))
+            grid / (ratio[:, None] * grid.new_tensor([width, height])).round()
             for (height, width), ratio, grid in zip(
                 self.sizes, self.valid_ratios.unbind(1), self._grids(), strict=True
             )
@@ -97,7 +99,10 @@ def flatten_maps(
 def valid_ratio(padding_mask: Tensor) -> Tensor:
     """(B, 2): the share of the columns and of the rows of masks (B, H, W) that is not padding."""
     valid = (~padding_mask).float()
-    return torch.stack([valid[:, 0, :].mean(dim=1), valid[:, :, 0].mean(dim=1)], dim=-1)
+    _, height, width = padding_mask.shape
+    # Not the mean, which on a GPU is a product with 1 / W and can differ from 1 without padding.
+    shares = (valid[:, 0, :].sum(dim=1) / width, valid[:, :, 0].sum(dim=1) / height)
+    return torch.stack(shares, dim=-1)
 
 
 def pad_to_batch(images: Sequence[Tensor], divisibility: int) -> Tensor:

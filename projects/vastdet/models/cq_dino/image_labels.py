@@ -136,10 +136,14 @@ class AsymmetricLoss:
         losses = self._losses(logits, present)
         return losses if excluded is None else losses.masked_fill(excluded, 0)
 
+    @staticmethod
+    def improbability(logits: Tensor) -> Tensor:
+        """One minus the probabilities, with all digits where a category is likely."""
+        return (-logits).sigmoid()
+
     def _losses(self, logits: Tensor, present: Tensor) -> Tensor:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        # One minus the sigmoid would lose digits where the category is likely.
-        absent = ((-logits).sigmoid() + self.clip).clamp(max=1)
+        absent = (self.improbability(logits) + self.clip).clamp(max=1)
         right = torch.where(present, logits.sigmoid(), absent).clamp(min=self.eps)
         losses = -right.log()
         if self.gamma_positive > 0 or self.gamma_negative > 0:
@@ -153,8 +157,15 @@ class AsymmetricLoss:
 class ReleasedAsymmetricLoss(AsymmetricLoss):
     """The authors' code does not leave excluded categories out but takes their logits as zero.
 
-    They count as absent, which adds a constant, 0.0022 a category by default, and no gradient.
+    They count as absent, which adds a constant, 0.0022 a category by default, and no gradient. And
+    it subtracts probabilities from one: without a clip, the loss of an absent category of a float32
+    logit beyond 10 is theirs, rounding included.
     """
+
+    @staticmethod
+    def improbability(logits: Tensor) -> Tensor:
+        """See `AsymmetricLoss.improbability`."""
+        return 1 - logits.sigmoid()
 
     def per_category(self, logits: Tensor, present: Tensor, excluded: Tensor | None) -> Tensor:
         """See `AsymmetricLoss.per_category`."""
