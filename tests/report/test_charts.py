@@ -60,6 +60,15 @@ def test_text_is_escaped_and_nothing_to_draw_is_said() -> None:
     assert "nothing recorded yet" in line_chart([Series("a", [], [])], title="Loss")
 
 
+def test_points_of_one_iteration_stand_at_the_right_end() -> None:
+    chart = line_chart([Series("a", [300], [1.0]), Series("b", [300], [2.0])], title="t")
+    places = [float(x) for x in re.findall(r'<circle [^>]*cx="([0-9.]+)"', chart)]
+    ticks = re.findall(r'text-anchor="middle">([^<]+)<', chart)
+    assert ticks == ["0", "100", "200", "300"]
+    (scale,) = re.findall(r'data-scale="([^"]+)"', chart)
+    assert places == [float(scale.split()[3])] * 2
+
+
 def test_a_logarithmic_axis_has_powers_of_ten_and_leaves_out_zeros() -> None:
     chart = line_chart([Series("a", [0, 1, 2], [0.0, 0.02, 4.0])], title="t", log_y=True)
     for label in (">0.01<", ">0.1<", ">1<", ">10<"):

@@ -60,6 +60,16 @@ def test_empty_parts(tmp_path: Path) -> None:
     assert run.series("lr") == ([], [])
 
 
+def test_evaluations_come_in_the_order_of_the_config(tmp_path: Path) -> None:
+    for name in ("alpha", "beta", "gamma"):
+        folder = tmp_path / "inference" / name
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").write_text(json.dumps({"dataset": name, "bbox": {"AP": 1.0}}))
+    (tmp_path / "config.yaml").write_text("DATASETS:\n  TEST: [gamma, alpha]\n")
+    found = [evaluation.dataset for evaluation in read_run(tmp_path).evaluations]
+    assert found == ["gamma", "alpha", "beta"]
+
+
 def test_flatten_keeps_numbers_only() -> None:
     tree = {"bbox": {"AP": 1, "r": {"AP": float("nan")}}, "note": "x", "list": [1], "ok": True}
     assert flatten(tree) == {"bbox/AP": 1.0, "bbox/r/AP": None}

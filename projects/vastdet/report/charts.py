@@ -117,7 +117,8 @@ def line_chart(
         return f'<p class="missing">{escape(title)}: nothing recorded yet.</p>'
     xs = [v for s in lines for v in s.x]
     ys = [v for s in lines for v in s.y]
-    x = make_axis(xs, LEFT, WIDTH - RIGHT, from_zero=False, num_ticks=5)
+    # A single iteration, such as that of an evaluation at the end, stands at the end.
+    x = make_axis(xs, LEFT, WIDTH - RIGHT, from_zero=min(xs) == max(xs), num_ticks=5)
     if log_y:
         y = make_log_axis(ys, HEIGHT - BOTTOM, TOP)
     else:

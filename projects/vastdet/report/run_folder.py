@@ -76,12 +76,18 @@ def read_run(folder: str | Path) -> Run:
         )
     config_file = folder / "config.yaml"
     config_text = config_file.read_text("utf-8") if config_file.is_file() else ""
+    config = parse_config(config_file, config_text)
+    named = list((config.get("DATASETS") or {}).get("TEST") or ())
     run = Run(
         folder=folder,
         scalars=read_scalars(folder / "metrics.json"),
-        config=parse_config(config_file, config_text),
+        config=config,
         config_text=config_text,
-        evaluations=read_evaluations(folder / "inference"),
+        evaluations=sorted(
+            read_evaluations(folder / "inference"),
+            # In the order of the config, whose first set is the one that matters most.
+            key=lambda e: named.index(e.dataset) if e.dataset in named else len(named),
+        ),
     )
     if not (run.scalars or run.config or run.evaluations):
         raise FileNotFoundError(
