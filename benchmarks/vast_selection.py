@@ -47,7 +47,7 @@ from vastdet.models.cq_dino import (
 BASE = 1000
 KINDS = 1000
 # Logits of DINO's head that are more than this are not measured.
-MAX_BYTES = 1_500_000_000
+MAX_BYTES = 2_500_000_000
 # Sizes of shortlists, and keys scanned for them, whose recall is measured.
 SHORTLISTS = ((500, 32768), (700, 16384), (700, 32768), (700, 65536), (1000, 32768))
 EXACT, HALF, SHORT, HEAD = "exact", "exact, bfloat16", "shortlist", "DINO's head"
