@@ -110,8 +110,14 @@ BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "Deformable DETR": ("quick/deformable_detr_generated.yaml", transformer("DEFORMABLE_DETR")),
-    "Faster R-CNN": ("quick/faster_rcnn_generated.yaml", TWO_STAGES),
-    "Cascade R-CNN": ("quick/cascade_rcnn_generated.yaml", TWO_STAGES),
+    "Faster R-CNN": (
+        "quick/faster_rcnn_generated.yaml",
+        TWO_STAGES | {"MODEL.ROI_HEADS.NAME": "PriorROIHeads"},
+    ),
+    "Cascade R-CNN": (
+        "quick/cascade_rcnn_generated.yaml",
+        TWO_STAGES | {"MODEL.ROI_HEADS.NAME": "PriorCascadeROIHeads"},
+    ),
     "CenterNet2": (
         "quick/centernet2_generated.yaml",
         TWO_STAGES | {"MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.02},

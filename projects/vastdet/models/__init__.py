@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 from detectron2.config import CfgNode
 
-from vastdet.models import faster_rcnn  # noqa: F401  (registers how its heads are observed)
 from vastdet.models.atss import add_atss_config
 from vastdet.models.box_classifier import add_box_classifier_config
 from vastdet.models.centernet2 import add_centernet2_config
@@ -18,6 +17,7 @@ from vastdet.models.deta import add_deta_config
 from vastdet.models.detr import add_detr_config
 from vastdet.models.dino import add_dino_config
 from vastdet.models.dn_detr import add_dn_detr_config
+from vastdet.models.faster_rcnn import add_faster_rcnn_config
 from vastdet.models.fcos import add_fcos_config
 from vastdet.models.h_deformable_detr import add_h_deformable_detr_config
 from vastdet.models.prova import add_prova_config
@@ -28,6 +28,7 @@ from vastdet.models.rt_detr import add_rt_detr_config
 
 # One entry an architecture: the function of its config.py that adds its node.
 ARCHITECTURE_CONFIGS: tuple[Callable[[CfgNode], None], ...] = (
+    add_faster_rcnn_config,
     add_fcos_config,
     add_atss_config,
     add_dino_config,

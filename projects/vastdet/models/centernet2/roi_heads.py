@@ -4,16 +4,15 @@
 B images, S stages, N proposals of an image, K classes.
 """
 
-import math
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
-from detectron2.layers import ShapeSpec
-from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, CascadeROIHeads
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Instances
-from torch import Tensor, nn
+from torch import Tensor
+
+from vastdet.layers.prior_roi_heads import PriorCascadeROIHeads
 
 
 def joint_scores(objectness: Tensor, class_probabilities: Tensor) -> Tensor:
@@ -29,22 +28,12 @@ def joint_scores(objectness: Tensor, class_probabilities: Tensor) -> Tensor:
 
 
 @ROI_HEADS_REGISTRY.register()
-class ProbabilisticCascadeROIHeads(CascadeROIHeads):
+class ProbabilisticCascadeROIHeads(PriorCascadeROIHeads):
     """Detectron2's cascade whose scores count the proposals' own (section 3).
 
     Works with any proposal generator whose `objectness_logits` are logits of probabilities, the RPN
     too. Training is that of `CascadeROIHeads`.
     """
-
-    @classmethod
-    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        parts: dict[str, Any] = super()._init_box_head(cfg, input_shape)
-        if cfg.MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE:
-            # Detectron2 starts every class at 0.5: with 13,204 of them, losses in the thousands.
-            prior = cfg.MODEL.CENTERNET2.PRIOR_PROB
-            for predictor in parts["box_predictors"]:
-                nn.init.constant_(predictor.cls_score.bias, -math.log((1 - prior) / prior))
-        return parts
 
     def _forward_box(
         self,
