@@ -44,7 +44,7 @@ ALL, EMBEDDINGS = -1, "EMBEDDINGS"
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "CQ-DINO": (CQ, {"MODEL.CQ_DINO.CATEGORY.CORRELATION": "none"}),
     "CQ-DINO, single stage": (CQ, {"MODEL.CQ_DINO.CATEGORY.CORRELATION": "none", **SINGLE_STAGE}),
-    "DINO, alpha 0.25": (DINO, {}),
+    "DINO, alpha 0.25": (DINO, {"MODEL.DINO.LOSS.FOCAL_ALPHA": 0.25}),
     "DINO, alpha 0.5": (DINO, {"MODEL.DINO.LOSS.FOCAL_ALPHA": 0.5}),
 }
 ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
