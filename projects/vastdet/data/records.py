@@ -143,7 +143,8 @@ def log_category_counts(num_images: int, categories: np.ndarray, names: Sequence
     if strange.size:
         raise ValueError(
             f"{tuple(names)} have boxes of category {strange[0]}; expected ids of "
-            f"0 to {len(classes) - 1}, the {len(classes)} thing_classes of {names[0]!r}"
+            f"0 to {len(classes) - 1}, the {len(classes)} thing_classes of {names[0]!r}: map the ids, "
+            "or register all classes"
         )
     if not categories.size:
         logger.info("%d images, no boxes", num_images)
