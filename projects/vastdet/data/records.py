@@ -142,8 +142,8 @@ def log_category_counts(num_images: int, categories: np.ndarray, names: Sequence
     strange = categories[(categories < 0) | (categories >= len(classes))]
     if strange.size:
         raise ValueError(
-            f"{tuple(names)} have boxes of category {strange[0]}; expected ids of "
-            f"0 to {len(classes) - 1}, the {len(classes)} thing_classes of {names[0]!r}: map the ids, "
+            f"{tuple(names)} have boxes of category {strange[0]}; expected ids of 0 to "
+            f"{len(classes) - 1}, the {len(classes)} thing_classes of {names[0]!r}: map the ids, "
             "or register all classes"
         )
     if not categories.size:
