@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.lvis_v1_category_image_count import LVIS_CATEGORY_IMAGE_COUNT
 
 from vastdet.data import builtin, category_space
 
@@ -94,6 +95,8 @@ def test_lvis_space_is_that_of_the_file(shared_data: Path) -> None:
     space = category_space("lvis_v1_val")
     assert space.frequency == tuple(c["frequency"] for c in stated)
     assert space.image_counts == tuple(c["image_count"] for c in stated)
+    # Which Detectron2's federated loss reads.
+    assert MetadataCatalog.get("lvis_v1_train").class_image_count == LVIS_CATEGORY_IMAGE_COUNT
     assert len(category_space("lvis_v0.5_val")) == 1230
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.data.detection_utils import get_fed_loss_cls_weights
 from detectron2.structures import BoxMode
 
 from vastdet.data import category_space, register_coco, register_v3det
@@ -137,6 +138,21 @@ def test_v3dets_format_has_a_tree(tmp_path: Path, document: Document) -> None:
     assert hierarchy.edges.tolist() == [[hierarchy.category_nodes[1], hierarchy.category_nodes[0]]]
     assert len(DatasetCatalog.get("mine")) == 2
     assert MetadataCatalog.get("mine").evaluator_type == "v3det"
+
+
+def test_numbers_of_images_reach_detectron2s_federated_loss(
+    tmp_path: Path, document: Document
+) -> None:
+    register_coco("without", write(tmp_path, document), tmp_path / "images")
+    assert MetadataCatalog.get("without").get("class_image_count") is None
+    assert "class_image_count" not in MetadataCatalog.get("without").as_dict()
+    for category, count in zip(document["categories"], (4, 9), strict=True):
+        category["image_count"] = count
+    register_coco("mine", write(tmp_path, document, "counted.json"), tmp_path / "images")
+    # In the order of the contiguous ids: those of the file, ascending.
+    assert get_fed_loss_cls_weights("mine", 0.5).tolist() == [3.0, 2.0]
+    stated = MetadataCatalog.get("mine").as_dict()["class_image_count"]
+    assert stated == [{"id": 5, "image_count": 9}, {"id": 70, "image_count": 4}]
 
 
 def test_a_missing_image_folder_is_an_error(tmp_path: Path, document: Document) -> None:

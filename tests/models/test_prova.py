@@ -11,14 +11,16 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import Tensor
 
+from vastdet.detr.federated_loss import FederatedLoss
 from vastdet.detr.heads import class_head
+from vastdet.detr.losses import FocalLoss
 from vastdet.models.prova.prototypes import (
     AlignmentHead,
     PrototypeClassifier,
     PrototypeLabels,
     Prototypes,
 )
-from vastdet.models.prova.prova import load_prototypes
+from vastdet.models.prova.prova import build_criterion, federated_weights, load_prototypes
 from vastdet.text import CategoryEmbeddings, random_embeddings, save_category_embeddings
 from vastdet.vocabulary import CategorySpace
 
@@ -198,3 +200,27 @@ def test_files_that_do_not_fit_are_errors(
     prova.DATASETS.TRAIN = ()
     with pytest.raises(ValueError, match=r"DATASETS\.TRAIN, which is empty"):
         load_prototypes(prova, "VISUAL_PROTOTYPES")
+
+
+def test_the_federated_loss_of_the_swin_recipe(prova: CfgNode) -> None:
+    loss = prova.MODEL.PROVA.LOSS
+    assert isinstance(build_criterion(prova).class_loss, FocalLoss)
+    loss.FED_LOSS_NUM_CLASSES = 3
+    prova.DATASETS.TRAIN = ("prova_counted_test",)
+    counted = replace(SPACE, image_counts=(1, 4, 9, 16))
+    MetadataCatalog.get("prova_counted_test").category_space = counted
+    criterion = build_criterion(prova)
+    assert isinstance(criterion.class_loss, FederatedLoss)
+    assert isinstance(criterion.proposal_class_loss, FocalLoss)
+    drawn = criterion.class_loss.draw(torch.tensor([2]), 4).tolist()
+    assert len(drawn) == 3
+    assert 2 in drawn
+    assert federated_weights(prova.DATASETS.TRAIN, 0.5).tolist() == [1.0, 2.0, 3.0, 4.0]
+    MetadataCatalog.remove("prova_counted_test")
+
+
+def test_a_federated_loss_needs_numbers_of_images(prova: CfgNode) -> None:
+    with pytest.raises(ValueError, match=r"'prova_test' does not state how many of its images"):
+        federated_weights(prova.DATASETS.TRAIN, 0.5)
+    with pytest.raises(ValueError, match=r"FED_LOSS_NUM_CLASSES needs .* DATASETS\.TRAIN"):
+        federated_weights((), 0.5)

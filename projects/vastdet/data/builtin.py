@@ -154,9 +154,6 @@ def _complete_detectron2_lvis() -> None:
                 read_space=read_space,
                 extra_annotation_keys=("segmentation",),
             )
-            if metadata.get("class_image_count") is not None:
-                # Detectron2's federated loss reads these.
-                MetadataCatalog.get(name).class_image_count = metadata.class_image_count
 
 
 def _complete_detectron2_panoptic() -> None:

@@ -24,12 +24,17 @@ DEFAULT_ROOT = "datasets"
 class LazyMetadata(Metadata):
     """Metadata that reads the categories of its dataset when they are first asked for.
 
-    Its `category_space` is the CategorySpace; `thing_classes` and
-    `thing_dataset_id_to_contiguous_id` follow from it. Reading raises FileNotFoundError where the
-    annotation file is missing.
+    Its `category_space` is the CategorySpace; `thing_classes`, `thing_dataset_id_to_contiguous_id`
+    and, where it states numbers of images, `class_image_count`, which Detectron2's federated loss
+    reads, follow from it. Reading raises FileNotFoundError where the annotation file is missing.
     """
 
-    _LAZY = ("category_space", "thing_classes", "thing_dataset_id_to_contiguous_id")
+    _LAZY = (
+        "category_space",
+        "thing_classes",
+        "thing_dataset_id_to_contiguous_id",
+        "class_image_count",
+    )
 
     def __init__(
         self, *, read_space: Callable[[], CategorySpace] | None = None, **values: Any
@@ -39,7 +44,7 @@ class LazyMetadata(Metadata):
         self.__dict__["_read_space"] = read_space
 
     def __getattr__(self, key: str) -> Any:
-        if key not in self._LAZY:
+        if key not in self._LAZY or "category_space" in self.__dict__:
             return super().__getattr__(key)
         space = self.__dict__["_read_space"]()
         self.__dict__.update(
@@ -47,12 +52,17 @@ class LazyMetadata(Metadata):
             thing_classes=list(space.names),
             thing_dataset_id_to_contiguous_id=space.dataset_id_to_contiguous_id,
         )
-        return self.__dict__[key]
+        if space.image_counts is not None:
+            self.__dict__["class_image_count"] = [
+                {"id": dataset_id, "image_count": count}
+                for dataset_id, count in zip(space.dataset_ids, space.image_counts, strict=True)
+            ]
+        return getattr(self, key)
 
     def as_dict(self) -> dict[str, Any]:
         """All of the metadata, read now where it was not."""
-        read = {key: getattr(self, key) for key in self._LAZY}
-        return {**{k: v for k, v in self.__dict__.items() if k != "_read_space"}, **read}
+        assert self.category_space is not None  # Reads.
+        return {k: v for k, v in self.__dict__.items() if k != "_read_space"}
 
 
 def dataset_root() -> str:

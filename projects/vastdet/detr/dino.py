@@ -6,6 +6,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from detectron2.config import CfgNode
 from torch import nn
@@ -72,6 +73,6 @@ def dino_transformer(
     )
 
 
-def dino_criterion(node: CfgNode) -> SetCriterion:
-    """Matcher and losses."""
-    return SetCriterion(**focal_parts(node.LOSS, node.MATCHER, giou_eps=GIOU_EPS))
+def dino_criterion(node: CfgNode, **parts: Any) -> SetCriterion:
+    """Matcher and losses; `parts` are arguments of `SetCriterion` in place of DINO's."""
+    return SetCriterion(**focal_parts(node.LOSS, node.MATCHER, giou_eps=GIOU_EPS) | parts)

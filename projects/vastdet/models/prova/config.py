@@ -19,3 +19,8 @@ def add_prova_config(cfg: CfgNode) -> None:
     node.LEARN_PROTOTYPES = False
     # Cosines are multiplied by it, which is not learned: the inverse temperature of CLIP's models.
     node.LOGIT_SCALE = 100.0
+    # Federated loss: as many classes, those of the batch and others in proportion to a power of the
+    # number of training images, enter the class losses but that of the proposals; 0 for all. Names
+    # and power are those of Detectron2's MODEL.ROI_BOX_HEAD.
+    node.LOSS.FED_LOSS_NUM_CLASSES = 0
+    node.LOSS.FED_LOSS_FREQ_WEIGHT_POWER = 0.5

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Prova meta-architecture (Chen et al., AAAI 2025): DINO with another class head."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -9,8 +10,10 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 
-from vastdet.detr.build import deformable_parts
+from vastdet.detr.build import class_loss, deformable_parts
+from vastdet.detr.criterion import SetCriterion
 from vastdet.detr.dino import dino_criterion, dino_transformer
+from vastdet.detr.federated_loss import FederatedLoss
 from vastdet.detr.heads import class_head
 from vastdet.detr.set_detector import SetDetector
 from vastdet.detr.transformer import SetTransformer
@@ -52,7 +55,7 @@ class Prova(SetDetector):
                 textual=load_prototypes(cfg, "TEXTUAL_PROTOTYPES"),
                 visual=load_prototypes(cfg, "VISUAL_PROTOTYPES"),
             ),
-            "criterion": dino_criterion(node),
+            "criterion": build_criterion(cfg),
         }
 
 
@@ -69,6 +72,39 @@ def build_transformer(node: CfgNode, *, textual: Prototypes, visual: Prototypes)
     return dino_transformer(
         node, new_class_head=new_class_head, denoising=partial(PrototypeDenoising, visual)
     )
+
+
+def build_criterion(cfg: CfgNode) -> SetCriterion:
+    """DINO's, whose class losses but that of the proposals may be federated."""
+    node = cfg.MODEL.PROVA
+    if not node.LOSS.FED_LOSS_NUM_CLASSES:
+        return dino_criterion(node)
+    power = node.LOSS.FED_LOSS_FREQ_WEIGHT_POWER
+    whole = class_loss(node.LOSS)
+    federated = FederatedLoss(
+        whole,
+        num_classes=node.LOSS.FED_LOSS_NUM_CLASSES,
+        class_weights=partial(federated_weights, cfg.DATASETS.TRAIN, power),
+    )
+    return dino_criterion(node, class_loss=federated, proposal_class_loss=whole)
+
+
+def federated_weights(datasets: Sequence[str], power: float) -> torch.Tensor:
+    """How likely the federated loss draws a class, (K,): its number of training images ** power.
+
+    Raises:
+        ValueError: there is no training set, or it does not state these numbers.
+    """
+    key = "MODEL.PROVA.LOSS.FED_LOSS_NUM_CLASSES"
+    if not datasets:
+        raise ValueError(f"{key} needs the categories of DATASETS.TRAIN, which is empty")
+    counts = CategorySpace.from_metadata(MetadataCatalog.get(datasets[0])).image_counts
+    if counts is None:
+        raise ValueError(
+            f"{key}: dataset {datasets[0]!r} does not state how many of its images show a category "
+            "(image_count in its annotation file); state it, or set 0 to look at all classes"
+        )
+    return torch.tensor(counts, dtype=torch.float32) ** power
 
 
 def load_prototypes(cfg: CfgNode, key: str) -> Prototypes:
