@@ -59,18 +59,16 @@ class BiAttention(nn.Module):
             prompt_padding: (B, K) bool, True at padding, which the image does not look at.
 
         Returns:
-            What the image sees, (B, S, C), and what the prompt sees, (B, K, C). What padding sees
-            is finite and has no meaning.
+            What the image sees, (B, S, C), and what the prompt sees, (B, K, C). Padding sees what
+            it would see if it were none, as in the authors' code.
         """
         cells = self.heads(self.image_proj(image))
         words = self.heads(self.prompt_proj(prompt) * self.scale)
         scores = words @ cells.transpose(-1, -2)
-        padding = joint_padding(image_padding, prompt_padding)
-        if padding is not None:
-            # Finite, so that a row or a column of nothing but padding is not NaN.
-            scores = scores.masked_fill(padding, torch.finfo(scores.dtype).min)
-        of_words = self.weights(scores, dim=-2, dtype=cells.dtype)
-        of_cells = self.weights(scores, dim=-1, dtype=cells.dtype)
+        cell_mask = None if image_padding is None else image_padding[:, None, None]
+        word_mask = None if prompt_padding is None else prompt_padding[:, None, :, None]
+        of_words = self.weights(hidden(scores, word_mask), dim=-2, dtype=cells.dtype)
+        of_cells = self.weights(hidden(scores, cell_mask), dim=-1, dtype=cells.dtype)
         seen_by_image = of_words.transpose(-1, -2) @ self.heads(self.prompt_value_proj(prompt))
         seen_by_prompt = of_cells @ self.heads(self.image_value_proj(image))
         return (
@@ -89,17 +87,14 @@ class BiAttention(nn.Module):
         return F.dropout(weights, self.dropout) if self.training and self.dropout else weights
 
 
-def joint_padding(image_padding: Tensor | None, prompt_padding: Tensor | None) -> Tensor | None:
-    """(B, 1, K, S) or what broadcasts to it, True where cell or prompt token is padding.
+def hidden(scores: Tensor, padding: Tensor | None) -> Tensor:
+    """The scores, lowest at padding (True), which broadcasts to them.
 
-    One mask serves both directions: what it adds beside the direction's own is along a whole row
-    or column of padding, whose weights nobody reads.
+    Finite, so that a row or a column of nothing but padding is not NaN.
     """
-    image = None if image_padding is None else image_padding[:, None, None]
-    prompt = None if prompt_padding is None else prompt_padding[:, None, :, None]
-    if image is None or prompt is None:
-        return prompt if image is None else image
-    return image | prompt
+    if padding is None:
+        return scores
+    return scores.masked_fill(padding, torch.finfo(scores.dtype).min)
 
 
 class FusionLayer(nn.Module):

@@ -198,7 +198,7 @@ def build_transformer(node: CfgNode) -> PromptedTransformer:
             box_noise=node.DENOISING.BOX_NOISE,
             eps=LOGIT_EPS,
         )
-    return PromptedTransformer(
+    transformer = PromptedTransformer(
         to_tokens=levels_to_tokens(
             node, temperature=node.POSITION_TEMPERATURE, offset=node.POSITION_OFFSET
         ),
@@ -225,6 +225,8 @@ def build_transformer(node: CfgNode) -> PromptedTransformer:
             norm=nn.LayerNorm(width),
         ),
     )
+    parts.start(transformer)
+    return transformer
 
 
 def build_criterion(node: CfgNode) -> SetCriterion:

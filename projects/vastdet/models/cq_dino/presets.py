@@ -9,6 +9,9 @@ from torch import nn
 
 from vastdet.detr.denoising import Denoising
 from vastdet.detr.prompt_denoising import PositionDenoising, PromptDenoising
+from vastdet.detr.prompted_transformer import PromptedTransformer
+from vastdet.detr.query_position import BoxPosition
+from vastdet.detr.query_source import MixedQueries
 from vastdet.models.cq_dino.category_queries import CategorySelfAttention, ReleasedSelfAttention
 from vastdet.models.cq_dino.category_side import ReleasedSelectionCriterion, SelectionCriterion
 from vastdet.models.cq_dino.image_labels import AsymmetricLoss, ReleasedAsymmetricLoss
@@ -35,6 +38,7 @@ class Preset:
         denoising: makes the denoising queries, from the channels of a query, those of a category
             and the amounts of noise.
         prediction_eps: bounds the logits of the boxes that a layer's predictions start from.
+        start: gives parts of a fresh transformer other initial values.
     """
 
     tree: Callable[..., CategoryTree]
@@ -44,6 +48,7 @@ class Preset:
     selection_criterion: Callable[..., SelectionCriterion]
     denoising: Callable[..., Denoising]
     prediction_eps: float
+    start: Callable[[PromptedTransformer], None]
 
 
 def weighted_tree(hierarchy: CategoryHierarchy, weight: ParentWeight | None = None) -> CategoryTree:
@@ -64,6 +69,19 @@ def released_denoising(embed_dim: int, category_dim: int, **amounts: Any) -> Den
     return PositionDenoising(embed_dim, **amounts)
 
 
+def dino_start(transformer: PromptedTransformer) -> None:
+    """Contents of queries and the MLP of their places start as in DINO's code."""
+
+
+def released_start(transformer: PromptedTransformer) -> None:
+    """Both start from Xavier's uniform distribution: contents are a 24th as long as DINO's."""
+    source, position = transformer.query_source, transformer.decoder.query_position
+    assert isinstance(source, MixedQueries)
+    assert isinstance(position, BoxPosition)
+    for linear in (source.content, *position.ref_point_head.layers):
+        nn.init.xavier_uniform_(linear.weight)
+
+
 PRESETS = {
     "paper": Preset(
         tree=weighted_tree,
@@ -73,6 +91,7 @@ PRESETS = {
         selection_criterion=SelectionCriterion,
         denoising=PromptDenoising,
         prediction_eps=1e-3,
+        start=dino_start,
     ),
     "official": Preset(
         tree=released_tree,
@@ -82,6 +101,7 @@ PRESETS = {
         selection_criterion=ReleasedSelectionCriterion,
         denoising=released_denoising,
         prediction_eps=1e-5,
+        start=released_start,
     ),
 }
 
