@@ -118,9 +118,11 @@ class Study:
         output.mkdir(parents=True, exist_ok=True)
         check_opts(output / "opts.json", self.opts)
         timings = output / "seconds_per_step.json"
-        if not timings.exists():
-            write_json(timings, self.seconds_per_step())
-        seconds = json.loads(timings.read_text())
+        seconds = json.loads(timings.read_text()) if timings.exists() else {}
+        untimed = [variant for variant in self.variants if variant not in seconds]
+        if untimed:
+            seconds |= replace(self, variants=untimed).seconds_per_step()
+            write_json(timings, seconds)
         for seed in seeds:
             for variant in self.variants:
                 folder = run_folder(output, variant, seed)
@@ -168,7 +170,7 @@ class Study:
     def main(self, options: argparse.Namespace) -> None:
         """Measure, train, print, as `argument_parser` has it."""
         torch.set_num_threads(1)
-        study = replace(self, opts=options.opts)
+        study = replace(self, opts=options.opts, variants=chosen(self.variants, options))
         if options.one:
             variant, *numbers = options.one
             seed, iterations, first_iterations = map(int, numbers)
@@ -180,11 +182,23 @@ class Study:
         study.print_table(options.output)
 
 
+def chosen(variants: Sequence[str], options: argparse.Namespace) -> Sequence[str]:
+    """The variants that the command line asks for; ValueError where it names another."""
+    asked = options.one[:1] if options.one else options.variants or list(variants)
+    unknown = sorted(set(asked) - set(variants))
+    if unknown:
+        raise ValueError(f"no variant {unknown[0]!r}; expected some of {', '.join(variants)}")
+    return asked
+
+
 def argument_parser(description: str, *, minutes: float, output: str) -> argparse.ArgumentParser:
     """The command line of a study."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--minutes", type=float, default=minutes, help="of training steps, on one core"
+    )
+    parser.add_argument(
+        "--variants", nargs="+", metavar="VARIANT", help="those to train (default: all)"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--output", type=Path, default=Path(output))
@@ -195,7 +209,7 @@ def argument_parser(description: str, *, minutes: float, output: str) -> argpars
     parser.add_argument(
         "opts",
         nargs=argparse.REMAINDER,
-        help="KEY VALUE pairs for all, after an option other than --seeds",
+        help="KEY VALUE pairs for all, after an option other than --seeds and --variants",
     )
     return parser
 

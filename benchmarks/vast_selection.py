@@ -11,7 +11,7 @@ selection among 1,000 categories, and ratios are those within a round.
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -388,7 +388,7 @@ def recalls(
 
 def picture_command(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Time, memory and recall against the number of categories."""
-    rows = [row for path in arguments.files for row in json.loads(Path(path).read_text())]
+    rows = newest(row for path in arguments.files for row in json.loads(Path(path).read_text()))
     widths = [x for x in WIDTHS if any(row.get("width") == x for row in rows)]
     figure = new_figure(4.6 * (len(widths) + 1), 7)
     panels = figure.subplots(2, len(widths) + 1, squeeze=False)
@@ -414,6 +414,12 @@ def picture_command(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     tidy(shared, title="Selected by both, of 100", x="categories", y="share, %")
     save(figure, Path(arguments.output))
     return rows
+
+
+def newest(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last of the rows of the same kind, width, vocabulary and shortlist."""
+    keys = ("kind", "width", "categories", "fill", "size", "scanned")
+    return list({tuple(row.get(key) for key in keys): row for row in rows}.values())
 
 
 def draw(
@@ -446,7 +452,9 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(description=__doc__)
     result.add_argument("command", choices=COMMANDS)
-    result.add_argument("files", nargs="*", help="what `picture` draws")
+    result.add_argument(
+        "files", nargs="*", help="what `picture` draws; a later row replaces an earlier one"
+    )
     result.add_argument("--output", required=True, help="a .json, or the .png of `picture`")
     result.add_argument("--width", choices=WIDTHS, default="quick")
     result.add_argument("--categories", type=int, nargs="+", default=[100, 1000, 10_000])
@@ -459,7 +467,7 @@ def parser() -> argparse.ArgumentParser:
         help="of `step`: under autocast; of `recall`: the exact selection",
     )
     result.add_argument("--config-file", help="of `recall`: the config.yaml of the run")
-    result.add_argument("--weights", help="of `recall`")
+    result.add_argument("--weights", help="of `recall`: those that tools/fit_shortlist.py wrote")
     result.add_argument("--fill", choices=("mixtures", "normal"), default="mixtures")
     result.add_argument("--images", type=int, nargs="+", help="of `recall`: for each size")
     return result
@@ -467,7 +475,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Run a command, print its rows as a table, and keep them."""
-    arguments = parser().parse_args()
+    command_line = parser()
+    arguments = command_line.parse_args()
+    needed = (arguments.config_file, arguments.weights, arguments.images)
+    if arguments.command == "recall" and not all(needed):
+        command_line.error("recall needs --config-file, --weights and --images")
     torch.set_num_threads(arguments.threads)
     rows = COMMANDS[arguments.command](arguments)
     if arguments.command != "picture":

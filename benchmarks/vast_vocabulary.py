@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from equal_time import Study, argument_parser
 
 from vastdet import model_zoo
@@ -127,6 +128,8 @@ BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
     "ATSS": ("quick/atss_generated.yaml", one_stage("ATSS")),
 }
 STUDIES = {"methods": METHODS, "ablations": ABLATIONS, "baselines": BASELINES}
+# What they learn; the methods flat vocabularies.
+DATA = {"methods": "generated", "ablations": "generated_kinds", "baselines": "generated_kinds"}
 
 
 def config_of(variant: str, options: argparse.Namespace) -> CfgNode:
@@ -146,7 +149,7 @@ def first_stage_of(variant: str, options: argparse.Namespace) -> CfgNode | None:
 def build_config(file: str, overrides: dict[str, Any], options: argparse.Namespace) -> CfgNode:
     """A config of the model zoo on the study's data, with a variant's overrides."""
     cfg = model_zoo.get_config(file)
-    data = "generated" if options.study == "methods" else "generated_kinds"
+    data = DATA[options.study]
     settings: dict[str, Any] = {
         "DATASETS.TRAIN": f"('{data}_{options.categories}_train',)",
         "DATASETS.TEST": f"('{data}_{options.categories}_val',)",
@@ -183,6 +186,9 @@ def main() -> None:
     parser.add_argument("--embeddings", default="random", help="what category queries start from")
     parser.add_argument("--weights", default="", help="of the backbone that all start from")
     options = parser.parse_args()
+    dataset = f"{DATA[options.study]}_{options.categories}_train"
+    if dataset not in DatasetCatalog.list():
+        parser.error(f"--categories {options.categories}: there is no dataset {dataset}")
     own = ("study", "categories", "embeddings", "weights")
     options.output = options.output / f"{options.study}_{options.categories}"
     if options.one:

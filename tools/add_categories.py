@@ -118,6 +118,13 @@ def run(options: argparse.Namespace) -> None:
     trained = trained_weights(options.weights)
     embeddings = load_category_embeddings(options.embeddings, space)
     weights, query_map = add_rows(trained, embeddings, len(old))
+    if query_map.error > query_map.mean_error:
+        raise ValueError(
+            f"{options.embeddings} does not fit {options.weights}: it predicts a trained query no "
+            f"better (mean squared error {query_map.error:.4g}) than the mean of the others does "
+            f"({query_map.mean_error:.4g}); give the file that the model was trained from, with "
+            "the new names in it"
+        )
     change = change_of_old_queries(node, weights, old, space)
     if change > ROUNDING and not options.link_parents:
         raise ValueError(

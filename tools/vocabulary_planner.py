@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from tabulate import tabulate
 
 import vastdet  # noqa: F401  (registers the models)
@@ -19,6 +20,9 @@ from vastdet.engine.vocabulary_measure import Measurement, Rates, measure, measu
 from vastdet.engine.vocabulary_models import PASSES
 from vastdet.engine.vocabulary_plan import COUNTED, VocabularyPlan, plan
 from vastdet.files import write_json
+from vastdet.models.cq_dino.scoring import DEFAULT_CHUNK
+
+logger = logging.getLogger(__name__)
 
 # V3Det's, and a hundred times as many as a thousand.
 DEFAULT_CATEGORIES = (1_000, 13_204, 100_000)
@@ -62,7 +66,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs=3,
         default=COUNTED,
         metavar="N",
-        help="vocabularies that are counted (default: 2048 4096 6144)",
+        help="vocabularies that are counted, of CQ-DINO whole pieces of 1,024 (default: 2048 4096 "
+        "6144)",
     )
     parser.add_argument(
         "--measure",
@@ -164,6 +169,17 @@ def as_dict(found: VocabularyPlan, categories: Sequence[int], rates: Rates) -> d
     }
 
 
+def warn_of_parts(name: str, cfg: CfgNode, arguments: argparse.Namespace) -> None:
+    """Log it where a model that scores categories in pieces is counted for parts of a piece."""
+    has_pieces = cfg.MODEL.META_ARCHITECTURE == "CQDINO" and arguments.task == "inference"
+    if has_pieces and any(n % DEFAULT_CHUNK for n in arguments.counted):
+        logger.warning(
+            f"{name} scores categories in pieces of {DEFAULT_CHUNK:,}, and is counted for "
+            f"{list(arguments.counted)}: its memory is predicted too high; give multiples of "
+            f"{DEFAULT_CHUNK:,} to --counted"
+        )
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Predict, measure if wanted, print and write."""
     if arguments.threads:
@@ -174,6 +190,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--categories {min(arguments.categories)}: give numbers of at least 1")
     size = (arguments.image_size[0], arguments.image_size[1])
     configs = load_configs(arguments.config_file, [], arguments.opts, "cpu")
+    for name, cfg in configs.items():
+        warn_of_parts(name, cfg, arguments)
     rates = Rates.measure()
     plans = {
         name: plan(cfg, name, task=arguments.task, image_size=size, counted=arguments.counted)

@@ -107,3 +107,10 @@ def test_device_falls_back_to_the_cpu_with_a_word(
     assert cfg.MODEL.DEVICE == "cuda"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device(cfg) is cfg
+
+
+def test_one_name_where_a_list_is_expected() -> None:
+    with pytest.raises(ValueError, match=r"TEST is a list, got 'mine'; write .* \"\('mine',\)\""):
+        load_config(None, ["DATASETS.TEST", "mine"])
+    for value in ("('mine',)", "['mine']", "'mine', 'yours'", ("mine",)):
+        assert load_config(None, ["DATASETS.TEST", value]).DATASETS.TEST[0] == "mine"

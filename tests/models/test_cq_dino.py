@@ -227,7 +227,7 @@ def test_embeddings_are_found_by_id_and_name(tmp_path: Path) -> None:
         initial_embedding(path, space, 7, key="MODEL.X")
     with pytest.raises(ValueError, match="compute_category_embeddings"):
         initial_embedding("", space, 8, key="DIM")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"no file .*none.* tools/compute_category_emb"):
         initial_embedding(str(tmp_path / "none.safetensors"), space, 8, key="DIM")
 
 
@@ -235,6 +235,8 @@ def test_embeddings_are_found_by_id_and_name(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"VOCABULARY": ""}, "VOCABULARY to a registered dataset"),
+        ({"VOCABULARY": "generated_24_trian"}, r"no dataset .*; did you mean generated_24_train"),
+        ({"VOCABULARY": "§"}, r"VOCABULARY: there is no dataset '§', nor a .json; register it"),
         ({"NUM_CLASSES": 4}, "NUM_CLASSES is 4, but vastdet_small_tree has 3 categories"),
         ({"PRESET": "mine"}, "no preset 'mine'"),
         ({"CATEGORY.CORRELATION": "graph"}, "expected 'tree', 'self_attention' or 'none'"),

@@ -253,6 +253,17 @@ def test_the_error_is_that_of_leaving_each_category_out() -> None:
     assert found.error == pytest.approx(min(missed(10.0**k) for k in range(-6, 3)), rel=1e-9)
 
 
+def test_the_error_of_the_mean_is_that_of_leaving_each_out() -> None:
+    queries = torch.randn(9, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    missed = [
+        (queries[k] - queries[[i for i in range(9) if i != k]].mean(dim=0)).square().sum()
+        for k in range(9)
+    ]
+    found = QueryMap.fit(torch.zeros(9, 2).double().repeat(1, 2), queries)
+    assert found.mean_error == pytest.approx(float(sum(missed)) / 9, rel=1e-12)
+    assert QueryMap.fit(queries[:1], queries[:1]).mean_error == float("inf")
+
+
 def test_noise_leaves_embeddings_as_they_are() -> None:
     generator = torch.Generator().manual_seed(2)
     embeddings = torch.randn(40, 30, generator=generator)

@@ -61,6 +61,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     for name, space, dim in (("all", both, 16), ("old", old, 16), ("wide", both, 20)):
         save_category_embeddings(folder / f"{name}.safetensors", random_embeddings(space, dim, 0))
+    others = random_embeddings(both, 16, 1)
+    save_category_embeddings(folder / "others.safetensors", others)
     return folder
 
 
@@ -151,6 +153,7 @@ def test_exported_weights_of_half_precision_are_taken(
     [
         ("old", NAMES, "2 of the 8 categories have no embedding, the first is id 10 'saola'"),
         ("wide", NAMES, "embeddings of 20 numbers for queries of 16"),
+        ("others", NAMES, "predicts a trained query no better (mean squared error"),
         ("all", ["--names", "old 3", "--first-id", "10"], "have the name of an old one"),
         ("all", ["--names", "okapi", "--first-id", "3"], "id 3 is 'old 2'"),
         ("all", [*NAMES, "--link-parents"], "old vocabulary has no hierarchy"),

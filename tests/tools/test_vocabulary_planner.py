@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from detectron2.config import CfgNode
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +61,20 @@ def test_wrong_arguments_are_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_parts_of_a_piece_are_warned_of(
+    tool: ModuleType, cfg: CfgNode, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg.MODEL.META_ARCHITECTURE = "CQDINO"
+    for counted, task, is_warned in (
+        ("2048 4096 6144", "inference", False),
+        ("256 512 768", "train", False),
+        ("1024 2048 2500", "inference", True),
+    ):
+        arguments = tool.parse_arguments(
+            ["--config-file", "x", "--task", task, "--counted", *counted.split()]
+        )
+        caplog.clear()
+        tool.warn_of_parts("x", cfg, arguments)
+        assert ("pieces of 1,024" in caplog.text) == is_warned

@@ -94,8 +94,11 @@ def merge_opts(cfg: CfgNode, opts: Sequence[Any]) -> None:
         raise ValueError(
             f"KEY VALUE pairs are expected; {opts[-1]!r} has no value in {list(opts)}."
         )
-    for key in opts[::2]:
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
         check_key(cfg, key, "the command line")
+        is_list = isinstance(value_of(cfg, key), (tuple, list))
+        if is_list and isinstance(value, str) and not set(value) & set("([,"):
+            raise ValueError(f"{key} is a list, got {value!r}; write {key} \"('{value}',)\"")
     cfg.merge_from_list(list(opts))
 
 

@@ -91,9 +91,9 @@ class VocabularyPlan:
         """
         if self.memory(1) > num_bytes:
             raise ValueError(
-                f"{self.name} needs {self.memory(1) / 1e9:.3g} GB for a {self.task} pass over one "
-                f"category, more than {num_bytes / 1e9:.3g} GB; give more memory, or a smaller "
-                "image size"
+                f"{self.name} needs {self.memory(1) / 1e9:.3g} GB for one category "
+                f"({self.task}), more than {num_bytes / 1e9:.3g} GB; give more memory, or a "
+                "smaller image size"
             )
         low, high = 1, 2
         while self.memory(high) <= num_bytes:

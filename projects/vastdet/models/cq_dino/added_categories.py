@@ -4,6 +4,7 @@
 C trained categories, D channels of a category query.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -35,11 +36,14 @@ class QueryMap:
         raw_error: the mean squared distance of trained queries from their embeddings.
         error: that of trained queries from what the map makes of their embeddings, each left out
             when the map was fitted. It is never above `raw_error`.
+        mean_error: that of trained queries from the mean of the others, infinite for one category.
+            Where `error` is above it, the embeddings say nothing of the queries.
     """
 
     weights: Tensor
     raw_error: float
     error: float
+    mean_error: float
 
     @classmethod
     def fit(cls, embeddings: Tensor, queries: Tensor) -> "QueryMap":
@@ -63,12 +67,20 @@ class QueryMap:
             if error < best:
                 factor = values / (squares + strength)
                 best, weights = error, right.T @ (factor[:, None] * (left.T @ moved))
-        return cls(weights, raw_error, best)
+        return cls(weights, raw_error, best, _error_of_the_mean(queries.double()))
 
     def __call__(self, embeddings: Tensor) -> Tensor:
         """Embeddings (N, D) to queries (N, D), of the same type."""
         added = _with_one(embeddings.double()) @ self.weights
         return (embeddings.double() + added).to(embeddings.dtype)
+
+
+def _error_of_the_mean(rows: Tensor) -> float:
+    """The mean squared distance of rows (C, D) from the mean of the others, infinite for one."""
+    if len(rows) < 2:
+        return math.inf
+    distance = (rows - rows.mean(dim=0)).square().sum(dim=1).mean()
+    return float(distance) * (len(rows) / (len(rows) - 1)) ** 2
 
 
 def _with_one(rows: Tensor) -> Tensor:

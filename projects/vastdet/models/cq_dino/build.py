@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parts of CQ-DINO that both stages of its training have, from `MODEL.CQ_DINO`."""
 
+import difflib
 from collections.abc import Mapping
 
 from detectron2.config import CfgNode
@@ -31,7 +32,7 @@ def vocabulary(cfg: CfgNode) -> CategorySpace:
 
     Raises:
         FileNotFoundError: there is no such .json, or the files of the dataset are not there.
-        ValueError: nothing is named, or there are not NUM_CLASSES categories.
+        ValueError: nothing is named, there is no such dataset, or not NUM_CLASSES categories.
     """
     node = cfg.MODEL.CQ_DINO
     source = node.VOCABULARY or next(iter(cfg.DATASETS.TRAIN), "")
@@ -42,8 +43,12 @@ def vocabulary(cfg: CfgNode) -> CategorySpace:
         )
     if source.endswith(".json"):
         space = CategorySpace.load(source)
-    else:
+    elif source in MetadataCatalog:
         space = CategorySpace.from_metadata(MetadataCatalog.get(source))
+    else:
+        close = difflib.get_close_matches(source, MetadataCatalog.list(), n=1)
+        hint = f"did you mean {close[0]}?" if close else "register it (--register NAME JSON IMAGES)"
+        raise ValueError(f"{KEY}.VOCABULARY: there is no dataset {source!r}, nor a .json; {hint}")
     if len(space) != node.NUM_CLASSES:
         raise ValueError(
             f"{KEY}.NUM_CLASSES is {node.NUM_CLASSES}, but {source} has {len(space)} categories; "

@@ -131,7 +131,14 @@ def initial_embedding(source: str, space: CategorySpace, dim: int, *, key: str) 
         )
     if source == RANDOM:
         return random_embeddings(space, dim, RANDOM_SEED).rows
-    rows = load_category_embeddings(source, space)
+    try:
+        rows = load_category_embeddings(source, space)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"MODEL.CQ_DINO.CATEGORY.EMBEDDINGS: there is no file {source}; make it with "
+            "tools/compute_category_embeddings.py (the head of the config has the command), or, "
+            f"where all weights come from a checkpoint, set {RANDOM!r}"
+        ) from error
     if rows.shape[1] != dim:
         raise ValueError(
             f"{source} has embeddings of {rows.shape[1]} numbers, but {key} is {dim}; set it to "

@@ -47,8 +47,8 @@ def build_selection(
     """
     if name not in SELECTIONS or scoring not in SCORINGS:
         raise ValueError(
-            f"selection {name!r} with scoring {scoring!r}; expected one of {', '.join(SELECTIONS)} "
-            f"and one of {', '.join(SCORINGS)}"
+            f"selection {name!r} (SELECTION.NAME) with scoring {scoring!r} (SELECTION.SCORING); "
+            f"expected one of {', '.join(SELECTIONS)} and one of {', '.join(SCORINGS)}"
         )
     if name == "shortlist":
         return ShortlistSelection(
