@@ -46,6 +46,10 @@ class LazyMetadata(Metadata):
     def __getattr__(self, key: str) -> Any:
         if key not in self._LAZY or "category_space" in self.__dict__:
             return super().__getattr__(key)
+        self._read()
+        return getattr(self, key)
+
+    def _read(self) -> None:
         space = self.__dict__["_read_space"]()
         self.__dict__.update(
             category_space=space,
@@ -57,11 +61,11 @@ class LazyMetadata(Metadata):
                 {"id": dataset_id, "image_count": count}
                 for dataset_id, count in zip(space.dataset_ids, space.image_counts, strict=True)
             ]
-        return getattr(self, key)
 
     def as_dict(self) -> dict[str, Any]:
         """All of the metadata, read now where it was not."""
-        assert self.category_space is not None  # Reads.
+        if "category_space" not in self.__dict__:
+            self._read()
         return {k: v for k, v in self.__dict__.items() if k != "_read_space"}
 
 
