@@ -85,7 +85,8 @@ class Study:
         start, weights = time.process_time(), []
         first = self.first_stage_of(variant)
         if first is not None:
-            merge_opts(first, self.opts)
+            # Its logits are those of images, not of boxes.
+            merge_opts(first, [*self.opts, "ANALYSIS.GRADIENTS.ENABLED", False])
             train_and_score(first, seed, first_iterations, folder / "first_stage")
             weights = ["MODEL.WEIGHTS", str(folder / "first_stage" / "model_final.pth")]
         cfg = self.config_of(variant)
