@@ -146,9 +146,9 @@ def test_a_million_categories_in_flat_memory() -> None:
     prepared = selection.prepare(torch.randn(1_000_000, 48))
     tokens = random_tokens(1)
     _, growth = measure_memory(lambda: selection(prepared, tokens), "cpu")
-    # Measured: 15 MB. In bfloat16 the states of all categories are 96 MB, those of the
-    # feed-forward block 192.
-    assert growth is None or growth < 20e6
+    # Measured: 15 MB, 25 where other tests ran before. In bfloat16 the states of all categories are
+    # 96 MB, those of the feed-forward block 192.
+    assert growth is None or growth < 48e6
 
 
 @pytest.mark.slow
