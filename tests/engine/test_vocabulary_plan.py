@@ -152,7 +152,7 @@ def test_the_largest_vocabulary_just_fits() -> None:
         100,
         101,
     ]
-    with pytest.raises(ValueError, match="for one category .*, more than"):
+    with pytest.raises(ValueError, match=r"for one category .*, more than"):
         found.largest(1501)
     with pytest.raises(ValueError, match="does not grow"):
         flat(0, 10).largest(20)
