@@ -20,7 +20,7 @@ setup: $(READY)  ## make .venv with everything that the other targets need
 $(READY): constraints.txt setup.py tools/setup_environment.sh tools/install_detectron2.py $(KERNELS)
 	@bash tools/setup_environment.sh
 
-# Threads that wait spin by default, which takes the cores from those that load images: 7% of a step.
+# Threads that wait spin by default, which takes the cores from those that load images.
 demo: $(READY)  ## score CQ-DINO among 1,000 categories, train a small one, write a page of results
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python tools/run_demo.py --output $(DEMO_OUTPUT)
 
